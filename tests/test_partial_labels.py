@@ -134,8 +134,8 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
 def test_geometry_and_heads_are_those_of_the_present(heads):
     """Against rows by a loop of autograd."""
     probe = mf.jacobian(SHARED, present=given, heads=heads)
-    _, state = probe.init(mf.Run(vector, PARAMS), batch(SOME), mf.random.key(0))
-    measured, _ = probe.update(mf.Run(vector, PARAMS), batch(SOME), state)
+    _, state = probe.init(mf.Run.of(vector, PARAMS), batch(SOME), mf.random.key(0))
+    measured, _ = probe.update(mf.Run.of(vector, PARAMS), batch(SOME), state)
     losses, rows = literal_rows(PARAMS, BATCH, TRUNK)
     rows = rows * SOME[:, None]
     geometry = measured.geometry
@@ -324,7 +324,7 @@ def test_state_of_an_absent_task_stands_still():
     for name in TRUNK:
         assert torch.equal(after.probe.rows[name][1], state.probe.rows[name][1])
         assert not torch.equal(after.probe.rows[name][0], state.probe.rows[name][0])
-    probe, run = mf.second_evaluation(mf.losses_only(present=given)), mf.Run(vector, PARAMS)
+    probe, run = mf.second_evaluation(mf.losses_only(present=given)), mf.Run.of(vector, PARAMS)
     state = probe.update(run, batch(SOME), probe.init(run, batch(SOME), mf.random.key(0))[1])[1]
     now = probe.update(run, batch(SOME), state)[0].geometry.extra["last_losses_now"]
     near(now, vector(PARAMS, batch(SOME)).where(SOME, 0.0))

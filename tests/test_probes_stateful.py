@@ -188,23 +188,19 @@ def geometry(gramian: torch.Tensor) -> Geometry:
 # What the methods are for
 def test_double_sampling_is_unbiased_and_one_batch_is_not():
     """Over all pairs of samples, the mean Gramian is that of the mean gradients."""
-    probe = mf.double_sampling(SHARED)
-    one = mf.jacobian(SHARED)
+    probe, one, run = mf.double_sampling(SHARED), mf.jacobian(SHARED), mf.Run.of(opaque, PARAMS)
     samples = tuple(x[:, None] for x in BATCH)
-    _, state = probe.init(mf.Run(opaque, PARAMS), (BATCH, BATCH), mf.random.key(0))
+    _, state = probe.init(run, (BATCH, BATCH), mf.random.key(0))
 
     def cross(i, j):
         batches = tuple(tuple(x.index_select(0, k[None])[0] for x in samples) for k in (i, j))
-        return gramian_of(probe.update(mf.Run(opaque, PARAMS), batches, state)[0].geometry)
+        return gramian_of(probe.update(run, batches, state)[0].geometry)
 
-    pairs = torch.cartesian_prod(torch.arange(8), torch.arange(8))
-    mean = vmap(cross)(pairs[:, 0], pairs[:, 1]).mean(0)
+    mean = vmap(cross)(*torch.cartesian_prod(torch.arange(8), torch.arange(8)).T).mean(0)
     rows = literal_rows(PARAMS, BATCH, TRUNK)[1]
     near(mean, rows @ rows.T, 1e-10, 1e-13)
-    alone = vmap(
-        lambda x, y: gramian_of(one.update(mf.Run(opaque, PARAMS), (x, y), ())[0].geometry)
-    )(*samples).mean(0)
-    excess = torch.linalg.eigvalsh(alone - mean)
+    alone = vmap(lambda x, y: gramian_of(one.update(run, (x, y), ())[0].geometry))(*samples)
+    excess = torch.linalg.eigvalsh(alone.mean(0) - mean)
     assert float(excess[0]) > 0.01 * float(mean.trace())
 
 
@@ -352,15 +348,11 @@ def test_a_task_more_in_remembered_rows_is_named():
 def test_excess_risk_of_scalar_parameters():
     """g²/√(Σ g²) of two steps, by hand; these leaves have no axis but the task's."""
     probe, params = mf.excess_risk(), {"x": torch.tensor(1.0, dtype=F64)}
-    _, state = probe.init(
-        mf.Run(lambda p, b: b * p["x"], params), BATCH[0][0, :2], mf.random.key(0)
-    )
+    run = mf.Run.of(lambda p, b: b * p["x"], params)
+    _, state = probe.init(run, BATCH[0][0, :2], mf.random.key(0))
     for batch, expected in (([3.0, -4.0], [3.0, 4.0]), ([4.0, 3.0], [16 / 5, 9 / 5])):
-        measured, state = probe.update(
-            mf.Run(lambda p, b: b * p["x"], params), torch.tensor(batch, dtype=F64), state
-        )
-        risk = measured.geometry.extra["excess_risk"]
-        near(risk, torch.tensor(expected, dtype=F64), 1e-15)
+        measured, state = probe.update(run, torch.tensor(batch, dtype=F64), state)
+        near(measured.geometry.extra["excess_risk"], torch.tensor(expected, dtype=F64), 1e-15)
 
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():

@@ -282,7 +282,7 @@ def test_what_a_probe_says_that_it_measures_is_what_the_geometry_holds(name):
     assert probe.measures is not None
     other = tuple(leaf.flip(0) * 1.5 if leaf.is_floating_point() else leaf for leaf in BATCH)
     batch = (BATCH, other) if "cross_gramian" in probe.measures else BATCH
-    run = mf.Run(vector, PARAMS)
+    run = mf.Run.of(vector, PARAMS)
     _, state = probe.init(run, batch, mf.random.key(0))
     geometry = probe.update(run, batch, state)[0].geometry
     kinds = probe.measures & GRAMIANS

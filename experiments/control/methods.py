@@ -53,16 +53,14 @@ def copies(tasks: int) -> Probe:
     """
 
     def init(run: mf.Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        return run.losses_fn(run.params, batch), ()
+        return run.losses(run.params, batch).vector, ()
 
     def update(run: mf.Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        losses_fn, params = run.losses_fn, run.params
-
         def total(each: Params) -> tuple[Tensor, Any]:
-            losses = losses_fn(each, batch)
+            losses = run.losses(each, batch).vector
             return losses.sum(), losses
 
-        each = {name: leaf.expand(tasks, *leaf.shape) for name, leaf in params.items()}
+        each = {name: leaf.expand(tasks, *leaf.shape) for name, leaf in run.params.items()}
         rows, losses = grad(total, has_aux=True)(each)
         flat = torch.cat([row.flatten(1) for row in rows.values()], 1)
         geometry = Geometry(

@@ -103,10 +103,11 @@ def recording_context(values: object) -> AbstractContextManager[Any]:
 
 
 def enable_grad(on: bool = True) -> AbstractContextManager[Any]:
-    """A context in which graphs can be made and read; none where that is so already. Not `on`: one
-    that only leaves inference mode.
+    """A context in which graphs can be made and read; none where that is so already, or while
+    compiling. Not `on`: one that only leaves inference mode.
     """
-    if torch.is_grad_enabled() is on and not torch.is_inference_mode_enabled():
+    compiles = torch.compiler.is_compiling()
+    if compiles or (torch.is_grad_enabled() is on and not torch.is_inference_mode_enabled()):
         return nullcontext()
     found = ExitStack()
     found.enter_context(torch.inference_mode(False))

@@ -93,8 +93,10 @@ class Backward:
         """One pass, None where `root` does not depend on a place."""
         record, keep, every = self.record or self.anyway, self.keep, places + self.asked
         grads = run_backward(root, cotangent, every, keep=keep, record=record)[: len(places)]
-        # it was recorded for its own sake
-        return grads if self.record else detached(grads)
+        if self.record:
+            return grads
+        # it was recorded for its own sake, or somebody's own backward returns a parameter
+        return [x.detach() if x is not None and x.requires_grad else x for x in grads]
 
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None
@@ -163,8 +165,3 @@ def stacked(
             for row in rows:
                 row[i] = answers.pop(0)
     return rows or [x[0][None] if count == 1 else torch.stack(x) for x in zip(*found, strict=True)]
-
-
-def detached(grads: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-    """Without a graph: somebody's own backward may return a parameter."""
-    return [x.detach() if x is not None and x.requires_grad else x for x in grads]

@@ -109,7 +109,7 @@ class BySamples:
             gramian = self._gramian(shared, matrix, rows) if wanted else None
         return rows, gramian
 
-    def pull(self, weights: Tensor, names: Sequence[str], *, record: bool) -> Params:
+    def pull(self, weights: Tensor, names: Sequence[str], *, record: bool = False) -> Params:
         """The gradient of Σ v ℓ, v [sample·part], in these leaves, from the same deltas."""
         self.backward.record |= record
         with enable_grad() if self.backward.record else torch.no_grad():
@@ -168,7 +168,7 @@ def split_samples(
     Raises:
         ValueError: where the graph does not prove that samples stay separate.
     """
-    names = tuple([name for name in names if name in forward.of_read(names).params])
+    names = tuple([name for name in names if name in forward.params])
     with enable_grad():
         plan = Plan(rows=names, chunk=ROWS_AT_ONCE if depth() else 1)
         plan = plan if forward.hooked else plan_samples(forward, names)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
 from ..core.checks import depth
 from ..core.tree import dot, inner_products
@@ -13,7 +14,8 @@ from ..types import Params, Rows
 from .backward import SMALL, Backward, recording, stacked, wide_of
 from .layerwise.formulas import Deltas
 from .layerwise.plan import Plan
-from .run import PLAIN
+from .layerwise.uses import PLAIN
+from .run import Traced
 
 
 class Found(NamedTuple):
@@ -131,10 +133,34 @@ class ByTasks:
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5)
 
-    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool) -> Params:
+    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool = False) -> Params:
         """The gradient of Σ v L, v [task], in these leaves, by one more pass."""
-        self.backward.record = record
+        self.backward.record |= record
         return self.backward.leaves(names, weights)
+
+
+class ByPullback(NamedTuple):
+    """The passes for the compiler, which traces vjp's own pullback and drops what is unused."""
+
+    forward: Traced
+    columns: tuple[str, ...]
+    matrix: Tensor | None
+    scale: Tensor | None
+    chunk: int | None
+
+    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> Found:
+        value, mix = self.forward.value, self.matrix
+        if mix is None:
+            mix = torch.eye(len(value), dtype=value.dtype, device=value.device)
+        mix = mix if self.scale is None else mix * self.scale
+        return Found((), vmap(lambda v: self.pull(v, self.columns), chunk_size=self.chunk)(mix), {})
+
+    def gramian(self, found: Found, dtype: torch.dtype | None) -> Tensor:
+        return dot(found.rows, found.rows, self.columns, dtype)
+
+    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool = True) -> Params:
+        grads = self.forward.pull(weights)[0]
+        return {name: grads[name] for name in names}
 
 
 def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:

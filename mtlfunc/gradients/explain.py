@@ -1,6 +1,5 @@
 """What `engine="auto"` does with every layer, and what each form of its part of G costs."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from .layerwise.formulas import Form, Group, costs
@@ -42,9 +41,8 @@ def explanation(jacobian: Any, *, samples: bool = False, combined: bool = False)
     losses of samples; `combined`: with a combination of the rows afterwards.
     """
     forward, names, tasks = jacobian.forward, jacobian.columns, jacobian.weightings
-    read = forward.of_read(names)
-    wanted = Wanted(tuple([name for name in names if name in read.params]), True, combined)
-    rows, passes, formed, split = _planned(replace(jacobian, forward=read), wanted, samples=samples)
+    wanted = Wanted(tuple([name for name in names if name in forward.params]), True, combined)
+    rows, passes, formed, split = _planned(jacobian, wanted, samples=samples)
     priced = (forward.samples.numel(), forward.samples[0], tasks) if split else (rows,)
     layers: list[Layer] = []
     for name in names:
@@ -53,7 +51,7 @@ def explanation(jacobian: Any, *, samples: bool = False, combined: bool = False)
             layers.append(Layer(group.name, group.op, form, gflop, ""))
         if not own:
             note = _reason(forward, name)
-            if split and name not in forward.unread:
+            if split and name in forward.params:
                 note += "; one row a task" if tasks else "; one row a sample and task"
             layers.append(Layer(name, "?", "rows", {}, note))
     return Explanation(tuple(layers), rows, passes)

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_dtype, check_option, check_params, enable_grad
-from ..core.tree import dot, root, select
+from ..core.tree import dot, real_of, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples
 from .explain import Explanation, explanation
@@ -209,4 +209,4 @@ def _by_sample(
     check_connected(forward, samples=True)
     if apart:
         return forward.value, split_samples(forward, names, dtype), {}
-    return forward.aux, None, TaskJacobian(forward, names, forward.params).rows()
+    return forward.aux, None, TaskJacobian(forward, names, real_of(params)).rows()

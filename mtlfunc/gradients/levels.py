@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.func import vjp
 
 from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
@@ -30,10 +29,10 @@ from ..core.internals import (
 from ..core.tree import as_real
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
+from .layerwise.graph import Place
+from .layerwise.uses import Node
 from .safe_ops import SafeOps
 
-Place = GradientEdge | Tensor
-Node = Any  # torch.autograd.graph.Node
 Forward = Callable[[Params], tuple[Any, Any]]  # of values that are differentiated, and aux
 Pulled = tuple[Any, Callable[[Any], tuple[Params]], Any]  # the values, their pullback, and aux
 
@@ -63,8 +62,7 @@ def explained_vjp(f: Forward, params: Params) -> Pulled:
                     if "Inference tensors cannot be saved" not in str(error):
                         raise
             # Before torch 2.12 a level of `torch.func` records nothing in inference mode.
-            compiles, on = torch.compiler.is_compiling(), torch.is_grad_enabled()
-            with nullcontext() if compiles else enable_grad(on):
+            with enable_grad(torch.is_grad_enabled()):
                 return vjp(f, params, has_aux=True)  # pyright: ignore[reportReturnType]
     except RuntimeError as error:
         _name_cure(error, params)

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.func import vmap
 
 from ..core.checks import (
+    all_rows_mask,
     check_autocast,
     check_count,
     check_dtype,
@@ -20,13 +20,13 @@ from ..core.checks import (
     check_tensor,
     enable_grad,
     is_differentiated,
-    recording_context,
 )
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
+from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select
-from .backward import Backward
+from .backward import Backward, wide_of
 from .by_samples import BySamples, split
-from .by_tasks import ByTasks
+from .by_tasks import ByPullback, ByTasks
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
 from .losses import expect_weightings, flat_weightings, parse_alone, parse_losses, parse_weightings
@@ -39,6 +39,7 @@ class Measured(NamedTuple):
     losses: Float[Tensor, " task"]  # as they came
     mixed: Float[Tensor, " row"]  # what the rows are gradients of
     preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient
+    labels: Bool[Tensor, " row"] | None  # rows of tasks that have labels; None is all
     rows: Rows  # {name: [row, *shape]}: all, if they were asked for; else those that were made
     gramian: Float[Tensor, "row row"] | None  # if it was asked for
     heads: Params  # the gradient of the other leaves, where `heads` weighs them
@@ -49,6 +50,11 @@ class Measured(NamedTuple):
     # from combinations of the rows to the leaves' shapes: the rows may be pieces of them
     restore: Callable[[Params], Params] = dict
     carried: Tensor | None = None  # J c of a metric, over the columns
+    part: Tensor | None = None  # [task], this process's of each loss; None is all of it
+
+    @property
+    def present(self) -> Bool[Tensor, " row"]:
+        return all_rows_mask(self.mixed) if self.labels is None else self.labels
 
     def combine(self, weights: Float[Tensor, " row"]) -> Params:
         """Jᵀ w from the rows, and from one more pass for leaves without rows. What `heads` gave is
@@ -80,7 +86,8 @@ class TaskJacobian:
     left_out: frozenset[int] = frozenset()  # tasks without labels: no pass enters a separate loss
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    in_turn: Any = None  # the rows of losses whose graphs are gone
+    metric: Metric | None = None  # P and c over the columns; None is the identity and 0
+    shares: Shares = WHOLE  # the processes that J is summed over, and who has which labels
 
     __array_ufunc__ = None  # an array @ J is refused here rather than by numpy
 
@@ -108,10 +115,10 @@ class TaskJacobian:
         self, *, gramian: bool = False, rows: bool = False, combine: bool = True,
         heads: Heads | None = None, dtype: torch.dtype | None = None,
     ) -> Measured:  # fmt: skip
-        """Gramian, rows and combination from the same passes.
+        """Gramian, rows and combination from the same passes; sums over the processes of `summed`.
 
         Args:
-            gramian: J Jᵀ is wanted.
+            gramian: J P Jᵀ is wanted.
             rows: all rows are wanted; else they are made where that is cheapest.
             combine: `combine` of the answer will be called.
             heads: what `combine` gives to the other leaves, as in `mtlfunc.jacobian`; None leaves
@@ -126,15 +133,24 @@ class TaskJacobian:
         """
         check_autocast(self.leaves, "methods of a TaskJacobian")
         check_dtype(dtype)
-        shares = shares_of(self.weightings or len(self.forward.value))
-        check_option(heads, "heads", (None, *shares))
-        names = self.columns if heads is None else tuple(self.forward.params)
-        share = None if heads is None else shares[heads]
-        asked = self.columns if gramian or rows else ()
-        found = self._found(Wanted(asked, gramian and not rows, combine, dtype), share, names)
-        if gramian and rows:
-            product = dot(found.rows, found.rows, self.columns, dtype)
-            found = found._replace(gramian=0.5 * (product + product.mT))
+        weights = weights_of(self.weightings or len(self.forward.value))
+        check_option(heads, "heads", (None, *weights))
+        names = self.columns if heads is None else tuple(self.leaves)
+        weight = None if heads is None else weights[heads]
+        asked, several = self.columns if gramian or rows else (), self.shares.union.several
+        # a Gramian of sums, and one under a metric, are of finished rows
+        made = rows or self.metric is not None or several
+        # of these the combination is, so that no pass follows
+        combine = combine and not (made if self.weightings else rows or several)
+        found = self._found(Wanted(asked, gramian and not made, combine, dtype), weight, names)
+        if several:
+            found = self.shares.summed(found, whole=rows, metric=self.metric)
+        if gramian and found.gramian is None:
+            wide = {name: x if dtype is None else x.to(dtype) for name, x in found.rows.items()}
+            product, carried = gramians(wide, wide, self.metric)
+            found = found._replace(gramian=0.5 * (product + product.mT), carried=carried)
+        if heads == "plain" and self.shares.present is not None:
+            found = found._replace(heads=self.shares.plain(found.heads))
         return found
 
     def gramian(
@@ -147,16 +163,13 @@ class TaskJacobian:
                 made then.
             dtype: as in `measure`.
         """
-        if metric is None:
-            found = self.measure(gramian=True, combine=False, dtype=dtype)
-            return cast(Tensor, found.gramian)
-        if not isinstance(metric, Metric) or not same_shapes(metric.scale, self._leaves()):
+        whole = isinstance(metric, Metric) and same_shapes(metric.scale, self._leaves())
+        if not (whole or metric is None):
             raise TypeError(
                 "metric: expected mtlfunc.types.Metric(P, {}), P in the shapes of J's columns"
             )
-        rows = self.measure(rows=True, combine=False, dtype=dtype).rows
-        rows = {name: x if dtype is None else x.to(dtype) for name, x in rows.items()}
-        return gramians(rows, rows, metric)[0]
+        jacobian = self if metric is None else replace(self, metric=metric)
+        return cast(Tensor, jacobian.measure(gramian=True, combine=False, dtype=dtype).gramian)
 
     def _leaves(self) -> Params:
         return {name: self.leaves[name] for name in self.columns}
@@ -199,7 +212,7 @@ class TaskJacobian:
         Args:
             weightings: as in `mtlfunc.task_jacobian`.
         """
-        forward = self.forward
+        forward, union = self.forward, self.shares.union
         if self.mix is not None or forward.losses.scalars is not None:
             raise ValueError(
                 "weightings: they make tasks of one tensor of losses, [sample] or [sample, part], "
@@ -208,7 +221,25 @@ class TaskJacobian:
         if isinstance(forward, Forward) and forward.edges is not None:
             forward = replace(forward, edges=None)
         matrix = flat_weightings(expect_weightings(weightings), forward.losses, forward.value)
-        return replace(self, forward=forward, mix=matrix, weightings=len(matrix))
+        return replace(
+            self, forward=forward, mix=matrix, weightings=len(matrix), scale=None,
+            left_out=frozenset(), shares=union.sums(weightings) if union.several else self.shares,
+        )  # fmt: skip
+
+    def summed(self, group: Any) -> TaskJacobian:
+        """The sum over the processes of a group, whose batches are equal parts of one; each has
+        weightings of its own samples.
+
+        All of them call every method alike; `measure` and what is made of it are the sum's.
+
+        Args:
+            group: as in `mtlfunc.jacobian`.
+        """
+        union = union_of(group, self.leaves)
+        if self.weightings and self.mix is not None:
+            return replace(self, shares=union.sums(self.mix))
+        shares = union.shares(None)
+        return replace(self, shares=shares, scale=shares.scale(self.forward.value))
 
     def mixed(
         self, matrix: Float[Tensor, "mixture row"], preference: Tensor | None = None
@@ -222,8 +253,10 @@ class TaskJacobian:
         self._check(matrix, "C", "mixture, ")
         whole = matrix.to(self.forward.value)
         whole = whole if self.mix is None else whole @ self.mix
-        count = len(whole) if self.weightings else 0
-        return replace(self, mix=whole, preference=preference, weightings=count)
+        return replace(
+            self, mix=whole, preference=preference, weightings=self.weightings and len(whole),
+            shares=self.shares._replace(present=None),
+        )  # fmt: skip
 
     def explain(self) -> Explanation:
         """How `gramian()` is made, layer by layer: a table when printed."""
@@ -266,68 +299,58 @@ class TaskJacobian:
                 f"{list(x.shape)}, {x.dtype} on {x.device}"
             )
 
-    def _found(self, wanted: Wanted, share: float | None, names: tuple[str, ...]) -> Measured:
-        """What is wanted; `share`: the weight of every task in the gradient of the others' leaves,
-        where that is made with the rows; `names`: those that `combine` answers for.
+    def _found(self, wanted: Wanted, weight: float | None, names: tuple[str, ...]) -> Measured:
+        """What this process has of it; `weight`: of every task in the gradient of the others'
+        leaves, where that is made with the rows; `names`: those that `combine` answers for.
 
         The losses of a vector are pulled back in one batched pass; separate scalars one at a time,
         so that no task's zeros are pushed through the others' heads.
         """
         forward, value, matrix, scale = self.forward, self.forward.value, self.mix, self.scale
-        if self.in_turn and matrix is None and wanted.columns == tuple(self.in_turn.rows):
-            found = replace(self, in_turn=None)._found(Wanted(()), None, names)
-            return self.in_turn.filled(found, self, wanted, share)
-        if isinstance(forward, Traced):
-            rows, gramian, heads, pulled = self._traced(forward, wanted, share)
-        else:
-            if forward.unread and (read := forward.of_read(wanted.columns)) is not forward:
-                some = tuple([name for name in wanted.columns if name in read.params])
-                inner = replace(self, forward=read)
-                found = inner._found(wanted._replace(columns=some), share, names)
-                return self._with_unread(forward, found, wanted, share)
-            with enable_grad():
-                way = self._opened(forward, wanted)
-                rows, gramian, heads = self._made(way, wanted, share)
-
-            def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
-                record = is_differentiated((value, weights, matrix, scale))
-                with torch.inference_mode(False):
-                    cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
-                    cotangent = cotangent if matrix is None else cotangent @ matrix
-                    cotangent = cotangent if scale is None else cotangent * scale
-                    return way.pull(cotangent, names, record=record)
-
-            pulled = pullback
-        mixed = self.losses
-        equal = value.new_full((len(mixed),), 1 / len(mixed))
-        preference = equal if self.preference is None else self.preference.to(value)
-        reported = mixed if self.weightings else value
-        every = (rows, gramian, heads, names, pulled, forward.aux)
-        return Measured(reported, mixed, preference, *every)
-
-    def _with_unread(
-        self, forward: Forward, found: Measured, wanted: Wanted, share: float | None
-    ) -> Measured:
-        """What was found of the leaves that are read, and zeros for the others."""
-        params, unread = forward.params, forward.unread
-
-        def filled(grads: Params, names: Iterable[str], *rows: int) -> Params:
-            zeros = {x: params[x].new_zeros((*rows, *params[x].shape)) for x in unread & {*names}}
-            return {name: zeros[name] if name in unread else grads[name] for name in names}
+        leaves, params = self.leaves, forward.params  # a pullback holds no losses
+        left = forward.in_turn if matrix is None and isinstance(forward, Forward) else None
+        if isinstance(forward, Forward) and left and wanted.columns == tuple(left.rows):
+            inner = replace(self, forward=replace(forward, in_turn=None))
+            return left.filled(inner._found(Wanted(()), None, names), self, wanted, weight)
+        read = tuple([name for name in wanted.columns if name in params])
+        some = wanted._replace(columns=read, gramian=wanted.gramian and bool(read))
+        with enable_grad():
+            way = self._opened(forward, some)
+            rows, gramian, heads = self._made(way, some, weight)
+        if weight is not None:
+            heads = with_zeros(leaves, heads, leaves.keys() - {*wanted.columns})
+        if not wanted.gramian:  # a Gramian is made of them later
+            rows = with_zeros(leaves, rows, wanted.columns, len(self))
+        elif gramian is None:
+            wide = wide_of(params, wanted.dtype)
+            gramian = value.new_zeros(len(self), len(self), dtype=wide)
 
         def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
-            left = tuple([name for name in names if name not in unread])
-            return filled(found.pullback(weights, left) if left else {}, names)
+            record = is_differentiated((value, weights, matrix, scale))
+            known = tuple([name for name in names if name in params])
+            with enable_grad(torch.is_grad_enabled()):
+                cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
+                cotangent = cotangent if matrix is None else cotangent @ matrix
+                cotangent = cotangent if scale is None else cotangent * scale
+                grads = way.pull(cotangent, known, record=record) if known else {}
+            return with_zeros(leaves, grads, names)
 
-        rows, heads = found.rows, found.heads
-        if not wanted.gramian:  # a Gramian is made of them later
-            rows = filled(rows, wanted.columns, len(self))
-        if share is not None:
-            heads = filled(heads, [name for name in params if name not in wanted.columns])
-        return found._replace(rows=rows, heads=heads, pullback=pullback)
+        mixed, labels, preference = self.losses, self.shares.present, self.preference
+        if preference is None:
+            preference = value.new_full((len(mixed),), 1 / len(mixed))
+        preference = preference.to(value)
+        if labels is not None:
+            preference = self.shares.over_present(preference)
+        reported = mixed if self.weightings else value
+        every = (rows, gramian, heads, names, pullback, forward.aux)
+        return Measured(reported, mixed, preference, labels, *every)
 
-    def _opened(self, forward: Forward, wanted: Wanted) -> ByTasks | BySamples:
+    def _opened(
+        self, forward: Forward | Traced, wanted: Wanted
+    ) -> ByTasks | BySamples | ByPullback:
         """The cheapest way to differentiate it."""
+        if isinstance(forward, Traced):
+            return ByPullback(forward, wanted.columns, self.mix, self.scale, self.chunk_size)
         record = forward.recorded or is_differentiated((self.mix, self.scale))
         left_out = self.left_out if forward.losses.scalars else frozenset[int]()
         backward = Backward(forward, record, left_out)
@@ -339,11 +362,11 @@ class TaskJacobian:
         return ByTasks(backward, forward.value, self.mix, self.scale, plan)
 
     def _made(
-        self, way: ByTasks | BySamples, wanted: Wanted, share: float | None
+        self, way: ByTasks | BySamples | ByPullback, wanted: Wanted, weight: float | None
     ) -> tuple[Rows, Tensor | None, Params]:
         """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
         columns, rows, gramian, heads = wanted.columns, {}, None, {}
-        others, total = self._of_others(wanted, share)
+        others, total = self._of_others(wanted, weight)
         if isinstance(way, BySamples):
             assert self.mix is not None
             rows, gramian = way.measure(columns, wanted.gramian, self.mix, self.chunk_size)
@@ -352,48 +375,34 @@ class TaskJacobian:
             rows = found.rows  # the others are combined by a pass that stops where those are
             gramian = way.gramian(found, wanted.dtype) if wanted.gramian else None
             heads = found.heads
-            if share is not None and share != 1.0:
-                heads = {name: share * grad for name, grad in heads.items()}
+            if weight is not None and weight != 1.0:
+                heads = {name: weight * grad for name, grad in heads.items()}
         if left := tuple([name for name in others if name not in heads]):
-            heads |= way.pull(total, left, record=way.backward.record)
+            heads |= way.pull(total, left)
         return rows, gramian, heads
 
-    def _of_others(self, wanted: Wanted, share: float | None) -> tuple[tuple[str, ...], Tensor]:
-        """The other leaves, and the cotangents of `share` times the tasks' sum; none without it."""
+    def _of_others(self, wanted: Wanted, weight: float | None) -> tuple[tuple[str, ...], Tensor]:
+        """The other leaves, and cotangents of `weight` times the tasks' sum; none without it."""
         columns, value, total = set(wanted.columns), self.forward.value, self.scale
         names = tuple([name for name in self.forward.params if name not in columns])
-        if share is None or not names:
+        if weight is None or not names:
             return (), value
         if self.weightings and self.mix is not None:
             total = self.mix.sum(0)
-        return names, share * (value.new_ones(len(value)) if total is None else total)
-
-    def _traced(
-        self, forward: Traced, wanted: Wanted, share: float | None
-    ) -> tuple[Rows, Tensor | None, Params, Callable[[Tensor, tuple[str, ...]], Params]]:
-        """For the compiler, which traces vjp's own pullback and drops what is unused."""
-        columns, value, matrix = wanted.columns, forward.value, self.mix
-        if matrix is None:
-            matrix = torch.eye(len(value), dtype=value.dtype, device=value.device)
-        scale = value.new_ones(len(value)) if self.scale is None else self.scale
-
-        def pulled(cotangent: Tensor, names: tuple[str, ...]) -> Params:
-            grads = forward.pull(cotangent)[0]
-            return {name: grads[name] for name in names}
-
-        def pullback(weights: Tensor, names: tuple[str, ...]) -> Params:
-            with recording_context((value, weights, matrix)):
-                return pulled((weights.to(value.dtype) @ matrix) * scale, names)
-
-        rows: Rows = {}
-        if columns:
-            rows = vmap(lambda v: pulled(v * scale, columns), chunk_size=self.chunk_size)(matrix)
-        gramian = dot(rows, rows, columns, wanted.dtype) if wanted.gramian else None
-        others, total = self._of_others(wanted, share)
-        return rows, gramian, pulled(total, others) if others else {}, pullback
+        return names, weight * (value.new_ones(len(value)) if total is None else total)
 
 
-def shares_of(count: int) -> dict[Heads, float | None]:
+def with_zeros(leaves: Params, grads: Params, names: Iterable[str], *rows: int) -> Params:
+    """Those of these names, zero for leaves on which no loss depends."""
+    left = [name for name in names if name not in grads]
+    if not left:
+        return grads
+    real = real_of({name: leaves[name].detach() for name in left})
+    grads = grads | {name: x.new_zeros((*rows, *x.shape)) for name, x in real.items()}
+    return {name: grads[name] for name in names}
+
+
+def weights_of(count: int) -> dict[Heads, float | None]:
     """Every task's weight in the gradient of heads; None where the rule's counts."""
     return {"plain": 1 / count, "own": 1.0, "weighted": None}
 

@@ -20,11 +20,12 @@ from ..core.checks import (
     is_differentiated,
 )
 from ..core.expect import expect_losses_fn
-from ..core.hooks import Handles
+from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
 from ..core.internals import tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
+from .layerwise.uses import PLAIN
 from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, FREQUENCIES, WRITTEN, SafeOps
@@ -41,7 +42,8 @@ class Forward:
     losses: Losses  # with their graph
     value: Tensor  # `losses.vector` outside of the level
     aux: Any  # `losses.aux` there
-    params: Params  # what is differentiated, there
+    # what is differentiated, there; without plain leaves on which no loss depends, by the graph
+    params: Params
     places: dict[str, Place]  # of the leaves
     root: GradientEdge | None
     edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one
@@ -52,7 +54,7 @@ class Forward:
     recorded: bool = False  # whether something outside may differentiate the losses' derivatives
     frees: bool = False  # whether the graph is freed: by the last pass on its way, or after it
     reached: bool | None = None  # whether the losses depend on a leaf; None: the graph says it
-    unread: frozenset[str] = frozenset()  # plain leaves on which no loss depends, by the graph
+    in_turn: Any = None  # the rows of losses whose graphs are gone
 
     @cached_property
     def reading(self) -> Reading:
@@ -63,13 +65,6 @@ class Forward:
     def samples(self) -> torch.Size:
         """The shape of losses of samples: [sample], or [sample, part]."""
         return self.losses.shape or self.value.shape
-
-    def of_read(self, asked: Iterable[str]) -> Forward:
-        """The same without unread leaves, unless those `asked`, or all, are such."""
-        if any(names and self.unread.issuperset(names) for names in (asked, self.params)):
-            return self
-        read = {name: leaf for name, leaf in self.params.items() if name not in self.unread}
-        return replace(self, params=read, unread=frozenset())
 
 
 class Traced(NamedTuple):
@@ -110,14 +105,12 @@ def forward_of(
     outside = recorded is not None and recorded(graph)
     if not (outside or depth()):
         vector, aux = vector.detach(), detached(aux)
-    unread = frozenset[str]()
     if not (depth() or len(graph.leaf_nodes) == len(leaves)):
-        plain = [name for name, leaf in leaves.items() if type(leaf) in PLAIN]
-        unread = frozenset(plain).difference(graph.leaf_nodes)
+        read = [x for x in leaves if x in graph.leaf_nodes or type(leaves[x]) not in PLAIN]
+        params = {name: params[name] for name in read} or params
     return Forward(
-        losses, vector, aux, params, places, root, edges, graph, recorded=outside, unread=unread,
-        **facts,
-    )  # fmt: skip
+        losses, vector, aux, params, places, root, edges, graph, recorded=outside, **facts
+    )
 
 
 def _stacked_edges(losses: Tensor) -> tuple[GradientEdge | None, ...] | None:
@@ -125,10 +118,7 @@ def _stacked_edges(losses: Tensor) -> tuple[GradientEdge | None, ...] | None:
     node = losses.grad_fn
     if node is None or node.name() != "StackBackward0":
         return None
-    return tuple(
-        None if child is None else GradientEdge(child, index)
-        for child, index in node.next_functions
-    )
+    return tuple([child and GradientEdge(child, index) for child, index in node.next_functions])
 
 
 def places_of(leaves: Params) -> dict[str, Place]:
@@ -138,9 +128,6 @@ def places_of(leaves: Params) -> dict[str, Place]:
         name: leaf if type(leaf) in plain and leaf.is_leaf else gradient_edge(leaf)
         for name, leaf in leaves.items()
     }
-
-
-PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def run(
@@ -200,7 +187,8 @@ def check_connected(forward: Forward, *, samples: bool = False) -> None:
     """
     if isinstance(forward, Traced):
         return
-    if samples and forward.graph.counts_batch:
+    nodes = forward.graph.following
+    if samples and any(getattr(x, "_saved_scale_grad_by_freq", False) for x in nodes):
         raise NotImplementedError(FREQUENCIES)
     reached = forward.reached
     if not (bool(forward.graph.leaf_nodes) if reached is None else reached):
@@ -229,7 +217,8 @@ def release(forwards: list[Forward]) -> None:
     freed = [
         x
         for x in forwards
-        if x.root is not None and not (x.graph.has_custom_backward or x.graph.has_saved_hooks)
+        if not (x.root is None or x.graph.has_custom_backward)
+        and not has_saved_hooks(x.graph.following)
     ]
     if freed and undefined_grad is not None:
         vectors = [forward.losses.vector for forward in freed]
@@ -297,7 +286,7 @@ def observe(
             losses, leaves, params, recorded, separable=separable, reached=reached,
             hooked=hooked,
         )  # fmt: skip
-        if plain and found.graph.has_checkpoint:
+        if plain and has_checkpoint(found.graph.following):
             raise RuntimeError(CHECKPOINTING)
         return found
 

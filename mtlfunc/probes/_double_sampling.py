@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
-from ..gradients.operator import Measured, shares_of
+from ..gradients.operator import Measured, weights_of
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
@@ -55,8 +55,8 @@ def double_sampling(
         >>> losses = lambda params, batch: batch * params["x"]
         >>> probe, params = double_sampling(), {"x": torch.zeros(())}
         >>> batches = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
-        >>> _, state = probe.init(mf.Run(losses, params), batches, mf.random.key(0))
-        >>> probe.update(mf.Run(losses, params), batches, state)[0].geometry.gramian.tolist()
+        >>> _, state = probe.init(mf.Run.of(losses, params), batches, mf.random.key(0))
+        >>> probe.update(mf.Run.of(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
     check_heads(heads)
@@ -71,8 +71,7 @@ def double_sampling(
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, tuple) and not state)
-        params = run.params
-        names = select(params, shared)
+        names = select(run.params, shared)
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
@@ -82,9 +81,8 @@ def double_sampling(
         given: Heads = heads or run.heads
 
         def taken(one: Batch, rows: bool) -> Measured:
-            jacobian, shares = run.open(one, names)
-            found = jacobian.measure(rows=rows, combine=False, heads=given if rows else "weighted")
-            return shares.summed(found, whole=True)
+            jacobian = run(one).over(shared)
+            return jacobian.measure(rows=rows, combine=False, heads=given if rows else "weighted")
 
         # of the third no rows are kept
         first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
@@ -123,12 +121,12 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
 
 def _afresh(found: Measured, weights: Tensor, names: tuple[str, ...], heads: Heads) -> Params:
     """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
-    share = shares_of(len(found.losses))[heads]
-    if share is None:
+    weight = weights_of(len(found.losses))[heads]
+    if weight is None:
         return found.combine(weights)
     others = tuple(name for name in found.names if name not in names)
     grads = found.pullback(weights, names)
-    grads |= found.pullback(torch.full_like(found.losses, share), others) if others else {}
+    grads |= found.pullback(torch.full_like(found.losses, weight), others) if others else {}
     return {name: grads[name] for name in found.names}
 
 

@@ -45,8 +45,8 @@ def excess_risk(
         >>> import mtlfunc as mf
         >>> losses = lambda params, batch: torch.stack([3 * params["x"], -4 * params["x"]])
         >>> probe, params = excess_risk(), {"x": torch.tensor(1.0)}
-        >>> _, state = probe.init(mf.Run(losses, params), (), mf.random.key(0))
-        >>> measured, _ = probe.update(mf.Run(losses, params), (), state)
+        >>> _, state = probe.init(mf.Run.of(losses, params), (), mf.random.key(0))
+        >>> measured, _ = probe.update(mf.Run.of(losses, params), (), state)
         >>> measured.geometry.extra["excess_risk"].tolist()
         [3.0, 4.0]
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, get_args
 
@@ -13,13 +14,11 @@ from ..core import random
 from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import gramians, real_of, same_shapes, select
-from ..gradients.operator import Engine, Measured
-from ..processes import Group, Shares, check_group
+from ..gradients.operator import Engine
+from ..processes import Group, check_group
 from ..types import (
     Batch,
-    Geometry,
     Heads,
-    Metric,
     Probe,
     Rows,
     Select,
@@ -31,8 +30,8 @@ from .common import (
     Present,
     Run,
     Weightings,
+    answered,
     check_heads,
-    check_leak,
     check_memory,
     check_present,
     first_losses,
@@ -238,66 +237,41 @@ def _update(
     options: RowOptions, run: Run, batch: Batch, state: State
 ) -> tuple[TaskGradients, State]:
     mix, mask, edit = options.mix, options.mask, options.edit
-    params, union = run.params, run.union
-    names = select(params, options.shared)
-    key = _NO_KEY
+    names, key = select(run.params, options.shared), _NO_KEY
     if mix is not None or mask is not None:
         check_memory(isinstance(state, random.Stream))
         key, state = random.draw(state)
     elif edit is None:
         check_memory(isinstance(state, tuple) and not state)
-    counts = _labels(options, run, batch)
-    if (weights := run.weightings(options.weightings, batch)) is not None:
+    counts, weights = _labels(options, run, batch), run.weightings(options.weightings, batch)
+    if weights is not None:
         weights = of_labelled(weights, counts)
-    edited = not (mask is edit is None) or union.several  # the rows are needed themselves
     metric = None if run.metric is None else run.metric(names)
     if metric is not None:
         _expect_rows(options.engine, "a metric weighs their coordinates")
-    with_rows = edited or metric is not None
-    combines = run.combines and not (with_rows if weights is not None else edited)
-    jacobian, shares = run.open(
-        batch, names, counts if weights is None else None, weights, engine=options.engine,
-        chunk_size=options.chunk_size,
+    jacobian = replace(
+        run(batch, counts if weights is None else None, weights), columns=names, metric=metric,
+        engine=options.engine, chunk_size=options.chunk_size,
     )  # fmt: skip
     if mix is not None:
         jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
-    heads = options.heads or run.heads
+    edited = not (mask is edit is None)  # then the rows are needed themselves
     found = jacobian.measure(
-        gramian=not with_rows, rows=with_rows, combine=combines,
-        heads=heads if run.combines else None,
+        gramian=not edited, rows=edited, combine=run.combines,
+        heads=(options.heads or run.heads) if run.combines else None,
     )  # fmt: skip
-    return _measured(options, found, heads, shares, key, state, metric)
-
-
-_NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
-
-
-def _measured(
-    options: RowOptions, found: Measured, heads: Heads, shares: Shares, key: Tensor, state: State,
-    metric: Metric | None,
-) -> tuple[TaskGradients, State]:  # fmt: skip
-    """What the rule sees of the rows, and the way back."""
-    mask, edit = options.mask, options.edit
-    part = shares.part(found.losses)
-    found = shares.summed(found, whole=not (mask is edit is None), metric=metric)
-    labels = shares.labelled(found)
     rows, extra = found.rows, {}
     if mask is not None:
         rows = _masked(mask, random.fold_in(key, 1), rows)
     if edit is not None:
-        rows, extra, state = edit.update(rows, labels.present, state)
-    gramian, carried = found.gramian, found.carried
-    if gramian is None:
+        rows, extra, state = edit.update(rows, found.present, state)
+    if edited:
         gramian, carried = gramians(rows, rows, metric)
-    if carried is not None:
-        extra = extra | {"carried": carried}
-    check_leak(found.losses, labels, gramian, *found.heads.values())
-    geometry = Geometry(found.mixed, gramian, labels.preference, labels.present, extra)
-    own = found.heads
-    if heads == "plain" and (isinstance(labels.share, Tensor) or labels.share != 1.0):
-        own = {name: grad * labels.share for name, grad in own.items()}
-    combine = found._replace(rows=rows, heads=own).combine
-    return TaskGradients(found.losses, geometry, combine, found.aux, part), state
+        found = found._replace(rows=rows, gramian=gramian, carried=carried)
+    return answered(found, extra), state
+
+
+_NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
 
 
 def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:

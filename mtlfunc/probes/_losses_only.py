@@ -47,18 +47,14 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, tuple) and not state)
         counts = run.labels(present, batch, counts=group is not None)
-        jacobian, shares = run.open(batch, counts=counts)
-        found = jacobian.measure(heads="weighted")
-        part = shares.part(found.losses)
-        found, _ = shares.totals(found)
-        labels = shares.labelled(found)
-        geometry = Geometry(found.mixed, None, labels.preference, labels.present, {})
+        found = run(batch, counts).measure()
+        geometry = Geometry(found.mixed, None, found.preference, found.present, {})
 
         def combined(weights: Tensor) -> Params:
-            grads = run.union.gradient(found.combine(weights))
-            check_leak(found.losses, labels, *grads.values())
+            grads = found.combine(weights)
+            check_leak(found, *grads.values())
             return grads
 
-        return TaskGradients(found.losses, geometry, combined, found.aux, part), state
+        return TaskGradients(found.losses, geometry, combined, found.aux, found.part), state
 
     return Probe(init, update, group, frozenset())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,20 +11,20 @@ from torch import Tensor
 
 from ..core.checks import check_params, depth, recording_context, values_readable
 from ..core.expect import expect_function
-from ..core.tree import combine, dot, real_of, select
+from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.operator import Measured
 from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
-from ..processes import Group, Shares, check_group, mask_of
-from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
+from ..processes import ALONE, Group, Shares, check_group, mask_of
+from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
 from .common import (
     Present,
     Run,
+    answered,
     check_heads,
-    check_leak,
     check_memory,
     check_present,
     first_losses,
@@ -140,16 +141,20 @@ def representation(
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
         given = heads or run.heads
-        both = Run(decoded, leaves | z, run.union, lambda x: _parse_decoded(x, state))
+        both = Run.of(decoded, leaves | z, lambda x: _parse_decoded(x, state), union=run.union)
         counts = run.labels(present, batch, counts=group is not None)
-        jacobian, shares = both.open(batch, tuple(z), counts)
-        found = jacobian.measure(rows=True, combine=False, heads=given)
+        jacobian = both(batch, counts)
+        # z of the union is a concatenation: rows are each process's own, and their Gramians add up
+        shares = jacobian.shares
+        here = shares._replace(union=ALONE)
+        jacobian = replace(jacobian, columns=tuple(z), shares=here)
+        found = jacobian.measure(gramian=True, rows=True, combine=False, heads=given)
 
         def through(gradient: Params) -> Params:
             with recording_context((z, found.rows, gradient)):
                 return real_of(pull(gradient)[0])
 
-        return _measured(found, shares, through, given, tuple(params)), state
+        return _measured(found, shares, through, tuple(params)), state
 
     measures = frozenset({"gramian"})
     return Probe(init, update, group, measures, calls_model=True)
@@ -159,25 +164,19 @@ def _measured(
     found: Measured,
     shares: Shares,
     through: Callable[[Params], Params],
-    heads: Heads,
     names: tuple[str, ...],
 ) -> TaskGradients:
     """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
-    gramian = dot(found.rows, found.rows, tuple(found.rows))
+    assert found.gramian is not None
     part = shares.part(found.losses)
-    found, (gramian,) = shares.totals(found, gramian)
-    labels = shares.labelled(found)
-    geometry = Geometry(found.mixed, gramian, labels.preference, labels.present, {})
-    check_leak(found.losses, labels, gramian, *found.heads.values())
-    decoded = tuple(f"decode {name}" for name in names)
+    found, (gramian,) = shares.totals(found, found.gramian)
 
     def combined(weights: Tensor) -> Params:
-        trunk = through(combine(weights, found.rows))
-        own = found.heads if heads != "weighted" else found.pullback(weights, decoded)
-        share = labels.share if heads == "plain" else 1.0
-        return shares.union.gradient({x: trunk[x] + own[f"decode {x}"] * share for x in names})
+        grads = found.combine(weights)
+        trunk = through({name: grads[name] for name in found.rows})
+        return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in names})
 
-    return TaskGradients(found.losses, geometry, combined, found.aux, part)
+    return answered(found._replace(gramian=gramian, part=part), {})._replace(combine=combined)
 
 
 def _parse_decoded(out: Any, tasks: Tasks) -> Losses:
@@ -231,7 +230,7 @@ def _check_decode(
     with without_trace(params):
         z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
 
-    decoded = Run(
+    decoded = Run.of(
         lambda leaves, batch: decode(params, _unnamed(leaves), batch),
         z,
         parse=lambda out: _parse_decoded(out, tasks),

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
-from ..gradients.operator import TaskJacobian
+from ..gradients.operator import Measured, TaskJacobian
 from ..gradients.run import Forward, Traced, check_connected, run
-from ..processes import Labelled, Ranks, Shares, mask_of
-from ..types import Batch, Heads, LossesFn, Metric, Params, Select
+from ..processes import ALONE, Ranks, mask_of
+from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Select, TaskGradients
 
 Present = Callable[[Batch], Tensor]
 """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
@@ -36,69 +37,90 @@ Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
 """Which tasks have labels: a tensor, a list, or a dict by name."""
 
 
+def _existing(params: Params, batch: Batch) -> Losses:
+    raise RuntimeError("losses that exist already are not evaluated again")
+
+
+class Given(NamedTuple):
+    """What came with the losses of a step, so that its probe decides neither."""
+
+    present: Tensor | None
+    weightings: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
 class Run:
-    """The forward passes of one step of a pure function; `run(batch)` makes one.
+    """One step at one point: `run(batch)` is J of one forward pass there.
 
-    Args:
-        losses_fn: `(params, batch) -> losses`.
-        params: where to differentiate.
-        union: of the processes that step together; None is this one alone.
-        parse: from what `losses_fn` returned to losses.
-        facts: what the processes must have in common at the first step, by name.
-
-    Examples:
-        >>> import mtlfunc as mf
-        >>> run = mf.Run(lambda params, batch: batch * params["x"], {"x": torch.ones(())})
-        >>> run(torch.tensor([2.0, 3.0])).value.tolist()
-        [2.0, 3.0]
+    `Run.of` makes that of a pure function.
     """
 
-    combines = True  # whether the answer's `combine` will be called
+    forward: Callable[[Batch], Forward]
+    params: Params  # where to differentiate
+    losses: Callable[[Params, Batch], Losses] = _existing  # alone, at other params too
+    union: Ranks = ALONE  # of the processes that step together
+    # what the processes must have in common at the first step, by name
+    facts: Callable[[], dict[str, Any]] = dict
+    given: Given | None = None
+    combines: bool = True  # whether the answer's `combine` will be called
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
     metric: Callable[[tuple[str, ...]], Metric] | None = None
     heads: Heads = "plain"  # what the rule gives to parameters that are not shared
 
-    def __init__(
-        self,
-        losses_fn: LossesFn,
-        params: Params,
-        union: Ranks | None = None,
-        parse: Callable[[Any], Losses] = parse_losses,
-        facts: Callable[[], dict[str, Any]] = dict,
-    ) -> None:
-        self.losses_fn = losses_fn
-        self.params = params
-        self.parse = parse
-        self.facts = facts
-        self.union: Ranks = Ranks() if union is None else union
-
-    def __call__(self, batch: Batch) -> Forward:
-        """One forward pass."""
-        return run(self.losses_fn, self.params, batch, parse=self.parse)
-
-    def open(
-        self, batch: Batch, columns: tuple[str, ...] = (), counts: Tensor | None = None,
-        weightings: Tensor | None = None, **options: Any,
-    ) -> tuple[TaskJacobian, Shares]:  # fmt: skip
-        """J of one forward pass of a step, of the losses times this process's part of them; and
-        that part.
+    @classmethod
+    def of(
+        cls, losses_fn: LossesFn, params: Params, parse: Callable[[Any], Losses] = parse_losses,
+        **fields: Any,
+    ) -> "Run":  # fmt: skip
+        """The forward passes of a pure function.
 
         Args:
-            batch: handed to `losses_fn`.
-            columns: names of the parameters that J is taken over.
-            counts: this process's labels `[task]`, or numbers of them.
-            weightings: A, where the tasks are weightings of samples; not with counts.
-            options: other fields of J, such as `engine`.
+            losses_fn: `(params, batch) -> losses`.
+            params: where to differentiate.
+            parse: from what `losses_fn` returned to losses.
+            fields: others of a `Run`.
+
+        Examples:
+            >>> import mtlfunc as mf
+            >>> run = mf.Run.of(lambda params, batch: batch * params["x"], {"x": torch.ones(())})
+            >>> run(torch.tensor([2.0, 3.0])).losses.tolist()
+            [2.0, 3.0]
         """
-        forward, union = self(batch), self.union
-        shares = union.shares(counts) if weightings is None else union.sums(weightings)
+
+        def losses(params: Params, batch: Batch) -> Losses:
+            return parse(losses_fn(params, batch))
+
+        def forward(batch: Batch) -> Forward:
+            return run(losses_fn, params, batch, parse=parse)
+
+        return cls(forward, params, losses, **fields)
+
+    def __call__(
+        self, batch: Batch, counts: Tensor | None = None, weightings: Tensor | None = None
+    ) -> TaskJacobian:
+        """J over all parameters, summed over the processes.
+
+        Args:
+            batch: as `losses_fn` takes it.
+            counts: this process's labels `[task]`, booleans or numbers of them, as `labels` has
+                them; None is all, and as many on every process.
+            weightings: A of this process's samples, as `weightings` has it; not with counts.
+
+        Raises:
+            ValueError: for another number of tasks, and where the loss of a task with labels has no
+                graph.
+        """
+        forward, params = self.forward(batch), self.params
+        if weightings is not None:
+            jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
+            return replace(jacobian, shares=self.union.sums(weightings))
+        shares = self.union.shares(counts)
         refuse_constant(forward, shares.here)
-        jacobian = TaskJacobian(
-            forward, columns, self.params, scale=shares.scale(forward.value),
-            left_out=shares.left_out(), **options,
+        return TaskJacobian(
+            forward, tuple(params), params, shares=shares, scale=shares.scale(forward.value),
+            left_out=shares.left_out(),
         )  # fmt: skip
-        return jacobian if weightings is None else jacobian.weighted(weightings), shares
 
     def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.
@@ -123,31 +145,23 @@ class Run:
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
         with without_trace(self.params):
-            return self(batch)
-
-    def evaluate(self, batch: Batch) -> Losses:
-        """The losses alone."""
-        return self.parse(self.losses_fn(self.params, batch))
-
-    def edited(self, edit: Callable[[Losses], Losses]) -> "Run":
-        """The same forward passes with other losses made of theirs."""
-        run = Run(
-            self.losses_fn, self.params, self.union, lambda out: edit(self.parse(out)), self.facts
-        )
-        run.metric, run.heads = self.metric, self.heads
-        return run
+            return self.forward(batch)
 
     def labels(
         self, present: Present | None, batch: Batch, *, counts: bool = False
     ) -> Tensor | None:
         """Which tasks have labels in this batch, or `counts` of them; None is all of them."""
+        if self.given is not None:
+            return self.given.present if present is None else _refuse("present")
         if present is None:
             return None
         return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
 
-    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
+    def weightings(self, weightings: Weightings | None, batch: Batch) -> Tensor | None:
         """A, where the tasks are weightings of samples; None where they are the losses."""
-        return None if given is None else expect_weightings(given(batch))
+        if self.given is not None:
+            return self.given.weightings if weightings is None else _refuse("weightings")
+        return None if weightings is None else expect_weightings(weightings(batch))
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
@@ -157,14 +171,21 @@ class Run:
         }
         try:
             with torch.no_grad(), without_trace(broken):
-                losses = self.parse(self.losses_fn(broken, batch)).vector
-        except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
+                losses = self.losses(broken, batch).vector
+        except Exception:  # a model may refuse NaN, or is not there: nothing is learnt this way
             return []
         suspects = losses.isfinite().nonzero().flatten().tolist()
         if not suspects:
             return []
         rows = TaskJacobian(self.first(batch), shared, self.params).rows()
         return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(
+        f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out of "
+        "the probe"
+    )
 
 
 def of_labelled(weightings: Tensor, labels: Tensor | None) -> Tensor:
@@ -246,15 +267,23 @@ def check_memory(fits: bool) -> None:
         )
 
 
-def check_leak(losses: Tensor, found: Labelled, *gradients: Tensor) -> None:
+def answered(found: Measured, extra: dict[str, Tensor]) -> TaskGradients:
+    """What a rule sees of what was measured, with what else the probe knows; and the way back."""
+    assert found.gramian is not None
+    check_leak(found, found.gramian, *found.heads.values())
+    extra = extra if found.carried is None else extra | {"carried": found.carried}
+    geometry = Geometry(found.mixed, found.gramian, found.preference, found.present, extra)
+    return TaskGradients(found.losses, geometry, found.combine, found.aux, found.part)
+
+
+def check_leak(found: Measured, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
-    if all_present(found.present):
+    present, losses = found.labels, found.losses
+    if present is None or all_present(present) or present.shape != losses.shape:
         return
-    if not (is_readable(found.present) and values_readable(losses, gradients)):
+    if not (is_readable(present) and values_readable(losses, gradients)):
         return
-    if found.present.shape != losses.shape:
-        return
-    absent = (~found.present & ~losses.isfinite()).nonzero().flatten().tolist()
+    absent = (~present & ~losses.isfinite()).nonzero().flatten().tolist()
     if absent and not all(bool(x.isfinite().all()) for x in gradients):
         raise ValueError(
             f"present: tasks {absent} are absent and their losses are not finite, like a mean over "

@@ -55,9 +55,9 @@ def second_evaluation(probe: Probe) -> Probe:
         >>> losses = lambda params, batch: (params["x"] - batch).square()
         >>> probe = second_evaluation(mf.losses_only())
         >>> params, batch = {"x": torch.zeros(())}, torch.tensor([1.0, 2.0])
-        >>> _, state = probe.init(mf.Run(losses, params), batch, mf.random.key(0))
-        >>> _, state = probe.update(mf.Run(losses, params), batch, state)
-        >>> measured, _ = probe.update(mf.Run(losses, {"x": torch.ones(())}), batch, state)
+        >>> _, state = probe.init(mf.Run.of(losses, params), batch, mf.random.key(0))
+        >>> _, state = probe.update(mf.Run.of(losses, params), batch, state)
+        >>> measured, _ = probe.update(mf.Run.of(losses, {"x": torch.ones(())}), batch, state)
         >>> {name: row.tolist() for name, row in measured.geometry.extra.items()}
         {'last_losses': [1.0, 4.0], 'last_losses_now': [0.0, 1.0], 'last_present': [True, True]}
     """
@@ -73,7 +73,7 @@ def second_evaluation(probe: Probe) -> Probe:
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(run, batch, state.probe)
-        now = of_union(run.evaluate(state.batch).vector, state.share, run.union)
+        now = of_union(run.losses(run.params, state.batch).vector, state.share, run.union)
         measured, kept = _measured(measured, state, now)
         following = SecondEvaluationState(inner, _copied(batch), *kept)
         return measured, following

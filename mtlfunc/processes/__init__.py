@@ -7,7 +7,7 @@ from .group import refuse_join as refuse_join
 from .group import unwrap as unwrap
 from .group import warn_without_group as warn_without_group
 from .union import ALONE as ALONE
-from .union import Labelled as Labelled
+from .union import WHOLE as WHOLE
 from .union import Ranks as Ranks
 from .union import Shares as Shares
 from .union import mask_of as mask_of

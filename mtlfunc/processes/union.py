@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core.checks import all_present, all_rows_mask, inside_transform, is_readable
+from ..core.checks import all_present, inside_transform, is_readable
 from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows
@@ -99,9 +99,6 @@ class Ranks(NamedTuple):
         return Shares(self, 1.0, 1.0, None, present)
 
 
-ALONE = Ranks()
-
-
 class Shares(NamedTuple):
     """This process's part in the losses of the union of the batches."""
 
@@ -147,26 +144,24 @@ class Shares(NamedTuple):
                 gets its own columns of their sum, for half the traffic.
             metric: over the leaves that have rows.
         """
-        union = self.union
-        if not union.several:
-            return found
-        if whole:
+        union, rows, gramian, carried = self.union, found.rows, None, []
+        found = found._replace(part=self.part(found.losses))
+        if whole or not rows:
             found, _ = self.totals(found)
-            summed = union.add(*found.rows.values())
-            rows, gramian, back = dict(zip(found.rows, summed, strict=True)), None, found.restore
+            rows = dict(zip(rows, union.add(*rows.values()), strict=True))
+            back = found.restore
         else:
-            rows, back, cut = _pieces(found.rows, union)
+            rows, back, cut = _pieces(rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
-            products = gramians(rows, rows, metric)
-            products = [x for x in products if x is not None]
+            products = [x for x in gramians(rows, rows, metric) if x is not None]
             found, (gramian, *carried) = self.totals(found, *products)
             gramian = 0.5 * (gramian + gramian.mT)
-            found = found._replace(carried=carried[0] if carried else None)
         inner = found.pullback
         return found._replace(
             rows=rows,
             gramian=gramian,
+            carried=carried[0] if carried else None,
             heads=union.gradient(found.heads),
             pullback=lambda weights, *names: union.gradient(inner(weights, *names)),
             restore=back,
@@ -182,26 +177,22 @@ class Shares(NamedTuple):
         told, mixed, *sums = self.union.add(losses * share, found.mixed, *more)
         return found._replace(losses=told, mixed=mixed), sums
 
-    def labelled(self, found: Any) -> "Labelled":
-        """What a rule learns of the labels, next to what `found` has."""
+    def over_present(self, preference: Tensor) -> Tensor:
+        """How rows mix into the mean gradient, over those of tasks that have labels."""
         if self.present is None or all_present(self.present):
-            mask = all_rows_mask(found.mixed) if self.present is None else self.present
-            return Labelled(mask, found.preference, 1.0)
-        count = self.present.sum().clamp_min(1).to(found.losses)
-        preference = self.present.to(found.losses) / count
-        return Labelled(self.present, preference, len(self.present) / count)
+            return preference
+        return self.present.to(preference) / self.present.sum().clamp_min(1).to(preference)
+
+    def plain(self, heads: Params) -> Params:
+        """Gradients of the mean over the tasks that have labels, from those over all."""
+        if self.present is None or all_present(self.present):
+            return heads
+        count = self.present.sum().clamp_min(1)
+        return {name: grad * (len(self.present) / count.to(grad)) for name, grad in heads.items()}
 
     def part(self, losses: Tensor) -> Tensor | None:
         """`[task]`, what makes other losses of this batch the union's, by `of_union`."""
         return _as(self.share, losses).clone() if self.union.several else None
-
-
-class Labelled(NamedTuple):
-    """The labels of one step."""
-
-    present: Tensor  # Bool[row]
-    preference: Tensor  # [row], over the present
-    share: Tensor | float  # what turns a mean over all tasks into one over the present
 
 
 def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
@@ -236,6 +227,11 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
 def mask_of(counts: Tensor | None) -> Tensor | None:
     """Bool[task] from labels, or from numbers of them; None is all."""
     return counts if counts is None or counts.dtype == torch.bool else counts > 0
+
+
+ALONE = Ranks()
+WHOLE = ALONE.shares(None)
+"""Of one process, whose tasks all have labels."""
 
 
 def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:

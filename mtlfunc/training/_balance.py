@@ -155,7 +155,7 @@ def metric_balance(
             given = {"rule": rule, "reduction": reduction, "key": int(key)}
             return given | {"the names of the tasks": list(names)} | describe_params(params)
 
-        run = Run(losses_fn, params, union, first_losses, facts)
+        run = Run.of(losses_fn, params, first_losses, union=union, facts=facts)
         losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
         if probe.weightings:
             tasks = ((),) * losses.shape[-1]
@@ -169,10 +169,10 @@ def metric_balance(
             check_params(params)
         check_autocast(params, "step")
         union = union_of(probe.group, params)
-        run = Run(losses_fn, params, union, lambda out: parsed(out, state.tasks))
-        run.heads = heads
-        if metric is not None:
-            run.metric = lambda names: metric
+        run = Run.of(
+            losses_fn, params, lambda out: parsed(out, state.tasks), union=union, heads=heads,
+            metric=None if metric is None else lambda names: metric,
+        )  # fmt: skip
         measured, probe_state = probe.update(run, batch, state.probe)
         if probe.weightings:
             check_task_count(measured.losses, state.tasks, "init")

@@ -41,7 +41,7 @@ from ._given import (
     tasks_in_words,
 )
 from ._in_turn import IN_TURN, functions_of
-from ._live import STEP, Held, Labels, LiveRun, accumulate, live_run, parsed, reached_by
+from ._live import STEP, Held, Labels, Live, accumulate, live_step, parsed, reached_by
 from ._metric import check_metric
 
 RECIPES = "docs/how-to/recipes.md"
@@ -50,7 +50,7 @@ RECIPES = "docs/how-to/recipes.md"
 class Answer(NamedTuple):
     """What a step found, of which nothing is kept yet."""
 
-    run: LiveRun  # the forward passes behind the losses
+    live: Live  # the forward passes behind the losses
     info: Info
     part: Tensor | None  # as in `TaskGradients`
     gradient: Callable[[], Params]
@@ -197,18 +197,18 @@ class Balancer:
             raise ValueError(f"retain_graph: {IN_TURN}")
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings, combines=True, keeps=retain_graph)
-            run, leaves = found.run, found.run.params
-            with no_autocast(leaves), run.no_writes():
+            live, leaves, union = found.live, found.live.run.params, found.live.run.union
+            with no_autocast(leaves), live.no_writes():
                 grads = found.gradient()
-            reached = run.union.names(run.reached, list(leaves))
-            if run.present is not None:
+            reached = union.names(live.reached, list(leaves))
+            if (present := live.given.present) is not None:
                 # of a vector the graph does not say which entry reads a leaf: its gradient does
-                theirs = (reached_by(x, run.present == 0) for x in run.forwards)
-                unsure = run.union.names(set[str]().union(*theirs), list(leaves))
+                theirs = (reached_by(x, present == 0) for x in live.forwards)
+                unsure = union.names(set[str]().union(*theirs), list(leaves))
                 reached = {x for x in reached if x not in unsure or bool(grads[x].any())}
             # before `.grad` is written: a hook on it may move the parameters
-            run.release()
-            accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=run.fresh)
+            live.release()
+            accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=live.fresh)
             self._kept = found.kept
         if not retain_graph:
             self._held.handles = Handles()
@@ -236,7 +236,7 @@ class Balancer:
             raise ValueError(f"weigh: {IN_TURN}, or use backward")
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings)
-        self._kept, info, ranks = found.kept, found.info, found.run.union.size
+        self._kept, info, ranks = found.kept, found.info, found.live.run.union.size
         weights = info.weights.detach()
         if weightings is not None:  # DDP's mean over the ranks of these is a sum
             weights = weights * ranks
@@ -361,25 +361,26 @@ class Balancer:
         union = union_of(self._probe.group, self._held.params)
         if union.several:
             refuse_join(self._given)
-        run = live_run(
+        live = live_step(
             self._held, losses, present, weightings, kept.tasks, union, combines=combines,
             keeps=keeps, optimizer=self._metric, heads=self._heads,
         )  # fmt: skip
+        leaves = live.run.params
         if combines:
-            refuse_inner_steps(run.params)
-        with run.no_writes(), no_autocast(run.params):
-            probe_state, rule_state = kept.states or self._started(run)
-            measured, probe_after = self._stepped.update(run, run.batch, probe_state)
+            refuse_inner_steps(leaves)
+        with live.no_writes(), no_autocast(leaves):
+            probe_state, rule_state = kept.states or self._started(live)
+            measured, probe_after = self._stepped.update(live.run, live.batch, probe_state)
             info, rule_after, gradient = weigh(
-                self._rule, measured, rule_state, run.tasks, self._reduction
+                self._rule, measured, rule_state, live.tasks, self._reduction
             )
         if kept.states is None:
             # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
-        kept = Kept(run.tasks, (probe_after, rule_after))
-        return Answer(run, info, measured.part, gradient, kept)
+        kept = Kept(live.tasks, (probe_after, rule_after))
+        return Answer(live, info, measured.part, gradient, kept)
 
-    def _started(self, run: LiveRun) -> tuple[State, State]:
+    def _started(self, live: Live) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
         loaded = self._kept.loaded
 
@@ -391,12 +392,14 @@ class Balancer:
                 "reduction": self._reduction,
                 "key": int(self._key),
                 # the samples of weightings are a rank's own
-                "the tasks": list(run.tasks) if run.weighted is None else len(run.tasks),
-            } | describe_params(run.params)
+                "the tasks": list(tasks) if alike else len(tasks),
+            } | describe_params(leaves)
 
-        asked = replace(run, facts=facts)  # another name: `facts` would hold itself, and the graphs
-        root = random.key(self._key, run.forwards[0].value.device)
-        first, probe_state = self._stepped.init(asked, run.batch, random.fold_in(root, 0))
+        # no name of a graph in `facts`, which would hold it
+        tasks, leaves, alike = live.tasks, live.run.params, live.given.weightings is None
+        asked = replace(live.run, facts=facts)
+        root = random.key(self._key, live.forwards[0].value.device)
+        first, probe_state = self._stepped.init(asked, live.batch, random.fold_in(root, 0))
         if loaded is not None:
             # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..core.tree import as_real, dot
-from ..gradients.backward import detached
 from ..gradients.layerwise.plan import Wanted
 from ..gradients.levels import run_backward
 from ..gradients.losses import Losses, Tasks
@@ -69,9 +68,8 @@ class Taken(NamedTuple):
             gramian = dot(rows, rows, rows, wanted.dtype)
             gramian = (gramian + gramian.mT).mul_(0.5)
         if share is not None:
-            params = jacobian.forward.params
-            for name in [name for name in params if name not in rows]:
-                zeros = torch.zeros_like(params[name])
+            for name in [name for name in jacobian.leaves if name not in rows]:
+                zeros = torch.zeros_like(as_real(jacobian.leaves[name].detach()))
                 total = sum([of[name] for of in others if name in of], zeros)
                 heads[name] = share * total  # held by no one else
         return found._replace(rows=rows, gramian=gramian, heads=heads)
@@ -156,8 +154,8 @@ def _differentiated(
             "graph; compute everything inside each function, or pass the losses themselves"
         ) from error
     check(label, "")
-    pairs = zip(leaves, detached(found), strict=False)
-    return loss.detach(), {name: x for name, x in pairs if x is not None}
+    pairs = zip(leaves, found, strict=False)
+    return loss.detach(), {name: x.detach() for name, x in pairs if x is not None}
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """What a `Balancer` does with the user's own forward passes, and with `.grad`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,11 @@ from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import NO_GRAPH, Forward, live, release
-from ..probes.common import EXPECTED, Labels, Present, Run, Weightings, labels_of, of_labelled
+from ..probes.common import EXPECTED, Given, Labels, Run, labels_of, of_labelled
 from ..processes import Ranks
-from ..types import Batch, Heads, Metric, Params, Probe
+from ..types import Batch, Heads, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters
-from ._in_turn import IN_TURN, Taken, functions_of, taken
+from ._in_turn import IN_TURN, functions_of, taken
 from ._metric import metric_of
 
 STEP = "the first step"
@@ -83,7 +83,29 @@ class Held:
         return replace(forward, hooked=hooked, frees=not (keeps or hooked))
 
 
-def live_run(
+class Live(NamedTuple):
+    """One step on losses that exist."""
+
+    run: Run
+    given: Given  # the labels and weightings that came with them
+    batch: Forward | tuple[Forward, ...]  # what the probe is given: one forward pass, or several
+    forwards: tuple[Forward, ...]
+    tasks: Tasks
+    reached: set[str]  # leaves on which a loss of a task with labels depends
+    custom: bool  # whether somebody's own backward is in a graph of these losses
+    fresh: bool  # whether gradients have no other holder
+
+    def release(self) -> None:
+        """Free the graphs, if they may be."""
+        if all(x.frees for x in self.forwards):  # they may have parts in common
+            release(list(self.forwards))
+
+    def no_writes(self) -> AbstractContextManager[Any]:
+        """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
+        return _no_writes(self.run.params) if self.custom else nullcontext()
+
+
+def live_step(
     held: Held,
     losses: Any,
     present: Labels | None,
@@ -95,7 +117,7 @@ def live_run(
     keeps: bool,
     optimizer: Optimizer | None,
     heads: Heads,
-) -> "LiveRun":
+) -> Live:
     """The forward passes behind losses, whose tasks are `known` after the first step."""
     if (functions := functions_of(losses)) and weightings is not None:
         raise ValueError(f"weightings: {IN_TURN}")
@@ -126,6 +148,8 @@ def live_run(
         in_turn = taken(functions, leaves, select(leaves, held.probe.shared), tasks, present)
         batches = [parsed(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, keeps=keeps)
+    if in_turn is not None:
+        forwards = tuple([replace(x, in_turn=in_turn) for x in forwards])
     reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.several or in_turn) and present is not None and not bool(present.any())
@@ -133,15 +157,23 @@ def live_run(
         forwards = tuple([replace(x, reached=True) for x in forwards])
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
         raise ValueError(NO_GRAPH)
+    given = Given(present, weightings)
+    run = Run(
+        _existing, leaves, union=union, given=given, combines=combines,
+        metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
+    )  # fmt: skip
     # what somebody's own backward or hook returns may be kept by them
     custom = True in [x.graph.has_custom_backward for x in forwards]
-    return LiveRun(
-        params=leaves, union=union, tasks=tasks,
-        batch=forwards if several else forwards[0], forwards=forwards, present=present,
-        weighted=weightings, reached=reached, combines=combines, custom=custom, in_turn=in_turn,
-        metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
-        fresh=in_turn is not None or not (custom or any(x.hooked for x in forwards)),
-    )  # fmt: skip
+    fresh = in_turn is not None or not (custom or any(x.hooked for x in forwards))
+    batch = forwards if several else forwards[0]
+    return Live(run, given, batch, forwards, tasks, reached, custom, fresh)
+
+
+def _existing(batch: Batch) -> Forward:
+    """A batch of a probe is a forward pass that the user has made."""
+    if not isinstance(batch, Forward):
+        raise ValueError(EXPECTED)
+    return batch
 
 
 def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
@@ -153,77 +185,6 @@ def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
 def _is_whole(x: Any) -> bool:
     """Whether this is all losses of one batch, rather than one of them."""
     return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LiveRun(Run):
-    """The forward passes that the user has made: a batch is one of them, or a tuple of several."""
-
-    params: Params
-    union: Ranks
-    tasks: Tasks
-    batch: Forward | tuple[Forward, ...]
-    forwards: tuple[Forward, ...]
-    present: Tensor | None
-    weighted: Tensor | None
-    metric: Callable[[tuple[str, ...]], Metric] | None
-    heads: Heads
-    reached: set[str]
-    combines: bool
-    custom: bool  # whether somebody's own backward is in a graph of these losses
-    fresh: bool  # whether gradients have no other holder
-    in_turn: Taken | None  # what is left of losses that came as functions
-    edit: Callable[[Losses], Losses] | None = None
-    facts: Callable[[], dict[str, Any]] = dict
-
-    def __call__(self, batch: Batch) -> Forward:
-        if not isinstance(batch, Forward):
-            raise ValueError(EXPECTED)
-        if self.edit is None:
-            return batch
-        return live(self.edit(batch.losses), self.params, hooked=batch.hooked)
-
-    def first(self, batch: Batch) -> Forward:
-        return self(batch)
-
-    def edited(self, edit: Callable[[Losses], Losses]) -> Run:
-        before = self.edit
-        return replace(self, edit=lambda x: edit(x if before is None else before(x)))
-
-    def labels(
-        self, present: Present | None, batch: Batch, *, counts: bool = False
-    ) -> Tensor | None:
-        if present is not None:
-            _refuse("present")
-        return self.present
-
-    def weightings(self, given: Weightings | None, batch: Batch) -> Tensor | None:
-        if given is not None:
-            _refuse("weightings")
-        return self.weighted
-
-    def open(self, batch: Batch, columns: tuple[str, ...] = (), *given: Any, **options: Any) -> Any:
-        jacobian, shares = super().open(batch, columns, *given, **options)
-        left = self.in_turn
-        if (
-            left
-            and columns == tuple(left.rows)
-            and any(jacobian.forward is x for x in self.forwards)
-        ):
-            jacobian = replace(jacobian, in_turn=left)
-        return jacobian, shares
-
-    def release(self) -> None:
-        """Free the graphs, if they may be."""
-        if all(x.frees for x in self.forwards):  # they may have parts in common
-            release(list(self.forwards))
-
-    def no_writes(self) -> AbstractContextManager[Any]:
-        """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
-        return _no_writes(self.params) if self.custom else nullcontext()
-
-    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        return []  # a forward that cannot be run again
 
 
 @contextmanager
@@ -245,13 +206,6 @@ def _no_writes(leaves: Params) -> Iterator[None]:
             "their gradients from it, or use torch.utils.checkpoint with use_reentrant=False. "
             "Call zero_grad() before the next step"
         )
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(
-        f"{name}: a Balancer is given each step's by backward(losses, {name}=); leave it out of "
-        "the probe"
-    )
 
 
 def _writes(grad: Tensor | None) -> int:

@@ -117,14 +117,22 @@ def pure(rank: int, size: int) -> None:
                 bits(found)
 
 
-def numbers(rank: int, size: int) -> None:
-    """A 0-d parameter."""
-    params, found, x = {"a": torch.tensor(0.7)}, [], BATCH[0][:8, :2].float()
-    for group, part in ((alone(), x), (world(), x[rank::size])):
-        parts = mf.mgda(), mf.jacobian(group=group), mf.sgd(0.1)
-        step = mf.descend(lambda params, x: (params["a"] * x).sin().mean(0), *parts)
-        found.append(run(step, params, [part] * 2))
-    same(found[1], found[0], torch.float32)
+def jacobians(rank: int, size: int) -> None:
+    """J summed over the ranks is that of the union, with a 0-d parameter; of weightings, too."""
+    x, matrix, found = BATCH[0][:8, :2], BATCH[0][:2, :6].repeat(1, 2)[:, :8], []
+    params = cast({"a": torch.tensor(0.7), "b": torch.tensor([0.2, 1.4, -1.0])}, torch.float64)
+    weights, step = matrix[0, :2], {name: 1 + leaf.cos() for name, leaf in params.items()}
+    samples = lambda p, x: (p["a"] * x + p["b"][:2]).sin()  # noqa: E731
+    for group, mine in ((alone(), slice(None)), (world(), slice(rank, None, size))):
+        found.append([])
+        tasks = mf.task_jacobian(lambda p, x: samples(p, x).mean(0), params, x[mine])
+        mixed = mf.task_jacobian(samples, params, x[mine], weightings=matrix[:, mine, None] * x[0])
+        for J in (tasks.summed(group), mixed.summed(group)):
+            for y in (J.measure(gramian=True), J.measure(gramian=True, rows=True)):
+                found[-1] += [y.losses, y.gramian, y.combine(weights)["b"], J.rows()["b"], J @ step]
+            found[-1] += [(matrix[:, :2] @ J).gramian(), (weights @ J)["a"]]
+    same(found[1], found[0], torch.float64)
+    bits(found[1][:6])
 
 
 def stock(net: nn.Module, balancer: mf.Balancer, batches: list[Any], counts: Any = None) -> Any:
@@ -504,7 +512,7 @@ def orders(rank: int, size: int) -> None:
 
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
-        *(pure, numbers, modules, disagree, volume, unlabelled_modules, weighed, weightings),
+        *(pure, jacobians, modules, disagree, volume, unlabelled_modules, weighed, weightings),
         *(metric, documentation, orders, dies),
     ],
     "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric, dies],

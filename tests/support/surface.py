@@ -36,8 +36,8 @@ def _of_value(value: Any, name: str) -> Iterator[str]:
         return
     fields = getattr(value, "_fields", None) or getattr(value, "__dataclass_fields__", None)
     yield f"{name}: {', '.join(fields)}" if fields else f"{name}{_parameters(value)}"
-    for method, inner in vars(value).items():
-        if not method.startswith("_") and inspect.isfunction(inner):
+    for method in vars(value):
+        if not method.startswith("_") and inspect.isroutine(inner := getattr(value, method)):
             yield f"{name}.{method}{_parameters(inner)}"
 
 

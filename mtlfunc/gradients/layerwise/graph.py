@@ -108,18 +108,6 @@ class Graph:
         return _has_custom(self.kinds)
 
     @cached_property
-    def has_saved_hooks(self) -> bool:
-        """Whether what a node has saved is brought back by a hook: a checkpoint runs its part of
-        the forward pass once more, in every pass that visits it.
-        """
-        return hooks.has_saved_hooks(self.following)
-
-    @cached_property
-    def has_checkpoint(self) -> bool:
-        """Whether `torch.utils.checkpoint` brings back what some node has saved."""
-        return hooks.has_checkpoint(self.following)
-
-    @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
         """The nodes but for those of leaves, and how many numbers they have given."""
         return [(node, entries_of(node)) for node, pairs in self.following.items() if pairs]
@@ -156,11 +144,6 @@ class Graph:
     def can_batch_twice(self) -> bool:
         """Whether a batched backward can be differentiated."""
         return not _has(self.kinds, "stale")
-
-    @property
-    def counts_batch(self) -> bool:
-        """Whether an embedding divides gradients by how often a call holds an index."""
-        return any(getattr(x, "_saved_scale_grad_by_freq", False) for x in self.following)
 
     @property
     def has_final_backward(self) -> bool:
@@ -260,7 +243,7 @@ class Reading(NamedTuple):
 
 def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
     """All nodes that read these leaves; none for one on which no loss depends."""
-    if not tells_hooks and graph.has_checkpoint:
+    if not tells_hooks and hooks.has_checkpoint(graph.following):
         return Reading({}, dict.fromkeys(leaves, "checkpointing has taken its input away"))
     found: dict[str, list[Use]] = {}
     others: dict[str, str] = {}

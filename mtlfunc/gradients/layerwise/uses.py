@@ -181,13 +181,13 @@ def _checked(node: Node, name: str, raw: Any, at: int | None = None) -> Tensor:
     except RuntimeError as error:  # written to since, or freed
         raise Unread(str(error)) from None
     x = found if at is None else found[at]
-    plain = type(x) in _PLAIN and x.layout == torch.strided
+    plain = type(x) in PLAIN and x.layout == torch.strided
     if not plain or x.is_complex() or x.is_inference():
         raise Unread(f"{node.name()} keeps a tensor of another kind")
     return x
 
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
+PLAIN = frozenset({Tensor, nn.Parameter})
 
 Reader = Callable[[Operand], Use]
 
