@@ -27,15 +27,6 @@ def page() -> dict[str, Any]:
     return last.scope
 
 
-def test_log_space_is_a_step_on_the_logarithm(page):
-    params = {"x": torch.tensor([1e-3, 2.0], dtype=F64)}
-    gradient = {"x": torch.tensor([5.0, -1.0], dtype=F64)}
-    optimizer = page["log_space"](mf.sgd(0.1))
-    moved, _ = optimizer.update(gradient, optimizer.init(params), params)
-    expected = torch.exp(params["x"].log() - 0.1 * params["x"] * gradient["x"])
-    torch.testing.assert_close(moved["x"], expected, rtol=1e-14, atol=0.0)
-
-
 @pytest.mark.parametrize("k", [0, 1, 2])
 def test_trimmed_mean_is_the_mean_of_sorted_entries(page, k):
     J = jacobian("gaussian", 5)
@@ -60,24 +51,6 @@ def test_fractions_are_those_of_encodecs_balancer(page, by_sample):
         seen = mf.Geometry(losses_of(3), norms.square().diag(), shares / 6, shares > 0, {})
         weights, state = rule(shares, 0.9).update(seen, state)
         torch.testing.assert_close(weights, shares / 6 / average, rtol=1e-12, atol=0.0)
-
-
-def test_a_schedule_is_that_of_a_stock_optimizer(page):
-    leaves = {k: x.detach().clone().requires_grad_() for k, x in page["params"].items()}
-    optimizer = torch.optim.Adam(leaves.values(), 1.0)
-    for i in range(3):
-        optimizer.param_groups[0]["lr"] = 1e-2 * 0.5**i
-        weights = mf.weights(mf.mgda(), mf.task_gramian(page["losses"], leaves, ())[1])
-        optimizer.zero_grad()
-        (weights.detach() @ page["losses"](leaves, ())).backward()
-        optimizer.step()
-    step = mf.descend(page["losses"], mf.mgda(), mf.jacobian(), mf.adam(1.0))
-    state = step.init(page["params"], ())
-    for i in range(3):
-        state, _ = page["scheduled"](state, torch.tensor(i))
-    torch.testing.assert_close(state.params, {k: x.detach() for k, x in leaves.items()})
-    rates = vmap(lambda i: page["scheduled"](state, i)[0].params["0.bias"])(torch.arange(2))
-    torch.testing.assert_close(rates[1], page["scheduled"](state, 1)[0].params["0.bias"])
 
 
 @pytest.mark.parametrize("make", [mf.mgda, mf.pcgrad, lambda: mf.gradnorm(1.5)])
