@@ -15,10 +15,10 @@ from .backward import SMALL, Backward, recording, stacked, wide_of
 from .layerwise.formulas import Deltas
 from .layerwise.plan import Plan
 from .layerwise.uses import PLAIN
-from .run import Traced
+from .run import TracedForward
 
 
-class Found(NamedTuple):
+class PassResults(NamedTuple):
     """What the passes brought back."""
 
     groups: tuple[Deltas, ...]  # the plan's, with the deltas of every row
@@ -37,7 +37,7 @@ class ByTasks:
     scale: Tensor | None  # [task], multiplies the losses first; None is 1
     plan: Plan
 
-    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> Found:
+    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> PassResults:
         """Deltas of the plan's uses, and rows of leaves, which may be `views` of one matrix; where
         losses are split, also the gradient of their sum in the `heads`.
         """
@@ -52,9 +52,9 @@ class ByTasks:
         mix = mix if self.scale is None else mix * self.scale
         every = self.backward.each(mix, targets, self.plan.chunk)
         rows = dict(zip(names, every[len(uses) :], strict=True))
-        return Found(self.plan.groups(every), rows, {})
+        return PassResults(self.plan.groups(every), rows, {})
 
-    def _apart(self, heads: tuple[str, ...], views: bool) -> Found:
+    def _apart(self, heads: tuple[str, ...], views: bool) -> PassResults:
         """One pass a loss, in few calls, which cost a small network more than its arithmetic."""
         backward, uses, names = self.backward, self.plan.uses, self.plan.rows
         leaves = [backward.params[name] for name in names]
@@ -91,9 +91,9 @@ class ByTasks:
             every = self._mixed(passes(), self.matrix)
         total |= {x: torch.zeros_like(backward.params[x]) for x in heads if x not in total}
         if width:
-            return Found((), rows_of(every[0], backward.params, names), total, every[0])
+            return PassResults((), rows_of(every[0], backward.params, names), total, every[0])
         rows = dict(zip(names, every[len(uses) :], strict=True))
-        return Found(self.plan.groups(every), rows, total)
+        return PassResults(self.plan.groups(every), rows, total)
 
     def _zeros(self, at: int) -> Tensor:
         uses, names = self.plan.uses, self.plan.rows
@@ -118,7 +118,7 @@ class ByTasks:
             total = [sum_ + row for sum_, row in zip(total, rows, strict=True)] if total else rows
         return total
 
-    def gramian(self, found: Found, dtype: torch.dtype | None) -> Tensor:
+    def gramian(self, found: PassResults, dtype: torch.dtype | None) -> Tensor:
         """Inner products of the rows over the shared leaves."""
         wide, matrix = wide_of(self.backward.params, dtype), found.matrix
         if matrix is not None and wide == matrix.dtype:
@@ -142,20 +142,21 @@ class ByTasks:
 class ByPullback(NamedTuple):
     """The passes for the compiler, which traces vjp's own pullback and drops what is unused."""
 
-    forward: Traced
+    forward: TracedForward
     columns: tuple[str, ...]
     matrix: Tensor | None
     scale: Tensor | None
     chunk: int | None
 
-    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> Found:
+    def __call__(self, heads: tuple[str, ...] = (), *, views: bool = False) -> PassResults:
         value, mix = self.forward.value, self.matrix
         if mix is None:
             mix = torch.eye(len(value), dtype=value.dtype, device=value.device)
         mix = mix if self.scale is None else mix * self.scale
-        return Found((), vmap(lambda v: self.pull(v, self.columns), chunk_size=self.chunk)(mix), {})
+        rows = vmap(lambda v: self.pull(v, self.columns), chunk_size=self.chunk)(mix)
+        return PassResults((), rows, {})
 
-    def gramian(self, found: Found, dtype: torch.dtype | None) -> Tensor:
+    def gramian(self, found: PassResults, dtype: torch.dtype | None) -> Tensor:
         return dot(found.rows, found.rows, self.columns, dtype)
 
     def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool = True) -> Params:

@@ -30,10 +30,10 @@ from .by_tasks import ByPullback, ByTasks
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
 from .losses import expect_weightings, flat_weightings, parse_alone, parse_losses, parse_weightings
-from .run import NO_GRAPH, Forward, Traced, check_connected, live, run
+from .run import NO_GRAPH, Forward, TracedForward, check_connected, live, run
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """What was measured in the same passes; complex leaves are two real numbers, in a last axis."""
 
     losses: Float[Tensor, " task"]  # as they came
@@ -74,7 +74,7 @@ class TaskJacobian:
     of the same backward passes, which stop at the columns.
     """
 
-    forward: Forward | Traced
+    forward: Forward | TracedForward
     columns: tuple[str, ...]  # names of the leaves that J is taken over
     leaves: Params  # these and all others, complex where they are
     engine: Engine = "rows"
@@ -114,7 +114,7 @@ class TaskJacobian:
     def measure(
         self, *, gramian: bool = False, rows: bool = False, combine: bool = True,
         heads: Heads | None = None, dtype: torch.dtype | None = None,
-    ) -> Measured:  # fmt: skip
+    ) -> Measurement:  # fmt: skip
         """Gramian, rows and combination from the same passes; sums over the processes of `summed`.
 
         Args:
@@ -260,7 +260,7 @@ class TaskJacobian:
 
     def explain(self) -> Explanation:
         """How `gramian()` is made, layer by layer: a table when printed."""
-        if isinstance(self.forward, Traced):
+        if isinstance(self.forward, TracedForward):
             raise RuntimeError("explain: a compiled function is not explained; call it outside")
         return explanation(self)
 
@@ -299,7 +299,7 @@ class TaskJacobian:
                 f"{list(x.shape)}, {x.dtype} on {x.device}"
             )
 
-    def _found(self, wanted: Wanted, weight: float | None, names: tuple[str, ...]) -> Measured:
+    def _found(self, wanted: Wanted, weight: float | None, names: tuple[str, ...]) -> Measurement:
         """What this process has of it; `weight`: of every task in the gradient of the others'
         leaves, where that is made with the rows; `names`: those that `combine` answers for.
 
@@ -335,21 +335,20 @@ class TaskJacobian:
                 grads = way.pull(cotangent, known, record=record) if known else {}
             return with_zeros(leaves, grads, names)
 
-        mixed, labels, preference = self.losses, self.shares.present, self.preference
-        if preference is None:
-            preference = value.new_full((len(mixed),), 1 / len(mixed))
-        preference = preference.to(value)
+        mixed, labels = self.losses, self.shares.present
+        equal = value.new_full((len(mixed),), 1 / len(mixed))
+        preference = equal if self.preference is None else self.preference.to(value)
         if labels is not None:
             preference = self.shares.over_present(preference)
         reported = mixed if self.weightings else value
         every = (rows, gramian, heads, names, pullback, forward.aux)
-        return Measured(reported, mixed, preference, labels, *every)
+        return Measurement(reported, mixed, preference, labels, *every)
 
     def _opened(
-        self, forward: Forward | Traced, wanted: Wanted
+        self, forward: Forward | TracedForward, wanted: Wanted
     ) -> ByTasks | BySamples | ByPullback:
         """The cheapest way to differentiate it."""
-        if isinstance(forward, Traced):
+        if isinstance(forward, TracedForward):
             return ByPullback(forward, wanted.columns, self.mix, self.scale, self.chunk_size)
         record = forward.recorded or is_differentiated((self.mix, self.scale))
         left_out = self.left_out if forward.losses.scalars else frozenset[int]()

@@ -67,7 +67,7 @@ class Forward:
         return self.losses.shape or self.value.shape
 
 
-class Traced(NamedTuple):
+class TracedForward(NamedTuple):
     """What a `Forward` is for the compiler, which traces vjp's own pullback."""
 
     losses: Losses
@@ -178,14 +178,14 @@ def _traced(
         return losses.vector, losses.aux
 
     value, pull, aux = explained_vjp(forward, params)
-    return Traced(Losses(value), value, aux, params, pull)
+    return TracedForward(Losses(value), value, aux, params, pull)
 
 
 def check_connected(forward: Forward, *, samples: bool = False) -> None:
     """Raise where no loss depends on any of the leaves, which are being differentiated; for rows of
     samples, where a gradient is divided by counts of the batch.
     """
-    if isinstance(forward, Traced):
+    if isinstance(forward, TracedForward):
         return
     nodes = forward.graph.following
     if samples and any(getattr(x, "_saved_scale_grad_by_freq", False) for x in nodes):

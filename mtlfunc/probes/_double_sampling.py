@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
-from ..gradients.operator import Measured, weights_of
+from ..gradients.operator import Measurement, weights_of
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
@@ -80,7 +80,7 @@ def double_sampling(
 
         given: Heads = heads or run.heads
 
-        def taken(one: Batch, rows: bool) -> Measured:
+        def taken(one: Batch, rows: bool) -> Measurement:
             jacobian = run(one).over(shared)
             return jacobian.measure(rows=rows, combine=False, heads=given if rows else "weighted")
 
@@ -119,7 +119,7 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
     return torch.stack(losses).mean(0)
 
 
-def _afresh(found: Measured, weights: Tensor, names: tuple[str, ...], heads: Heads) -> Params:
+def _afresh(found: Measurement, weights: Tensor, names: tuple[str, ...], heads: Heads) -> Params:
     """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
     weight = weights_of(len(found.losses))[heads]
     if weight is None:

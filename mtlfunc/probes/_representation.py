@@ -14,7 +14,7 @@ from ..core.expect import expect_function
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
 from ..gradients.losses import Losses, Tasks, parse_losses
-from ..gradients.operator import Measured
+from ..gradients.operator import Measurement
 from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
@@ -161,7 +161,7 @@ def representation(
 
 
 def _measured(
-    found: Measured,
+    found: Measurement,
     shares: Shares,
     through: Callable[[Params], Params],
     names: tuple[str, ...],

@@ -22,8 +22,8 @@ from ..core.expect import expect_function
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
-from ..gradients.operator import Measured, TaskJacobian
-from ..gradients.run import Forward, Traced, check_connected, run
+from ..gradients.operator import Measurement, TaskJacobian
+from ..gradients.run import Forward, TracedForward, check_connected, run
 from ..processes import ALONE, Ranks, mask_of
 from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Select, TaskGradients
 
@@ -37,11 +37,11 @@ Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
 """Which tasks have labels: a tensor, a list, or a dict by name."""
 
 
-def _existing(params: Params, batch: Batch) -> Losses:
+def no_model(params: Params, batch: Batch) -> Losses:
     raise RuntimeError("losses that exist already are not evaluated again")
 
 
-class Given(NamedTuple):
+class Labelling(NamedTuple):
     """What came with the losses of a step, so that its probe decides neither."""
 
     present: Tensor | None
@@ -57,11 +57,11 @@ class Run:
 
     forward: Callable[[Batch], Forward]
     params: Params  # where to differentiate
-    losses: Callable[[Params, Batch], Losses] = field(default_factory=lambda: _existing)  # alone
+    losses: Callable[[Params, Batch], Losses]  # alone, at other params too
     union: Ranks = ALONE  # of the processes that step together
     # what the processes must have in common at the first step, by name
     facts: Callable[[], dict[str, Any]] = field(default_factory=lambda: dict)
-    given: Given | None = None
+    given: Labelling | None = None
     combines: bool = True  # whether the answer's `combine` will be called
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
@@ -267,7 +267,7 @@ def check_memory(fits: bool) -> None:
         )
 
 
-def answered(found: Measured, extra: dict[str, Tensor]) -> TaskGradients:
+def answered(found: Measurement, extra: dict[str, Tensor]) -> TaskGradients:
     """What a rule sees of what was measured, with what else the probe knows; and the way back."""
     assert found.gramian is not None
     check_leak(found, found.gramian, *found.heads.values())
@@ -276,7 +276,7 @@ def answered(found: Measured, extra: dict[str, Tensor]) -> TaskGradients:
     return TaskGradients(found.losses, geometry, found.combine, found.aux, found.part)
 
 
-def check_leak(found: Measured, *gradients: Tensor) -> None:
+def check_leak(found: Measurement, *gradients: Tensor) -> None:
     """Raise where an absent task's loss is not finite and spoils these gradients, if that shows."""
     present, losses = found.labels, found.losses
     if present is None or all_present(present) or present.shape != losses.shape:
@@ -293,11 +293,11 @@ def check_leak(found: Measured, *gradients: Tensor) -> None:
         )
 
 
-def refuse_constant(forward: Forward | Traced, here: Tensor | None) -> None:
+def refuse_constant(forward: Forward | TracedForward, here: Tensor | None) -> None:
     """Raise where the loss of a task that is `here` [task] has no graph, as far as that shows: its
     row of zeros would be that of a solved task.
     """
-    edges = () if isinstance(forward, Traced) else forward.edges or ()
+    edges = () if isinstance(forward, TracedForward) else forward.edges or ()
     if None not in edges or (here is not None and inside_transform() and not is_readable(here)):
         return
     found = [t for t, x in enumerate(edges) if x is None and (here is None or bool(here[t]))]

@@ -27,7 +27,7 @@ OWN = r", (device='.*?'|index=\d+)"
 
 
 def compare(every: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if the ranks' facts, as `told` has them, differ: which, and where."""
+    """Raise ValueError if the ranks' facts, as `comparable` has them, differ: which, and where."""
     for name in dict.fromkeys(name for found in every for name in found):
         first, *others = [found.get(name, "nothing") for found in every]
         for rank, other in enumerate(others, 1):
@@ -39,7 +39,7 @@ def compare(every: Sequence[Mapping[str, Any]]) -> None:
                 )
 
 
-def told(fact: Any) -> Any:
+def comparable(fact: Any) -> Any:
     """What ranks compare of a fact: numbers of a tensor, up to rounding; of anything else the code
     that makes it. Of functions that is the name alone: what they hold may well be a rank's own.
     """

@@ -16,7 +16,7 @@ from ..core.checks import all_present, inside_transform, is_readable
 from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows
-from .group import Group, check_group, compare, told
+from .group import Group, check_group, comparable, compare
 
 
 class Ranks(NamedTuple):
@@ -35,7 +35,7 @@ class Ranks(NamedTuple):
         """Raise ValueError on every rank if their facts differ."""
         if self.several:
             every: list[Any] = [None] * self.size
-            mine = {name: told(fact) for name, fact in facts.items()}
+            mine = {name: comparable(fact) for name, fact in facts.items()}
             dist.all_gather_object(every, mine, group=self.group)
             compare(every)
 
@@ -76,7 +76,7 @@ class Ranks(NamedTuple):
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
         or equal parts without any.
         """
-        here = mask_of(counts)
+        here = None if counts is None else mask_of(counts)
         if not self.several:
             return Shares(self, 1.0, 1.0, here, here)
         if counts is None:
@@ -86,8 +86,8 @@ class Ranks(NamedTuple):
         if bool(total.isnan().any()):  # on every rank, or the others would wait
             raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
         share = mine / total.where(total > 0, 1.0)
-        told = share.where(total > 0, 1 / self.size)
-        return Shares(self, share, told, mine > 0, total > 0)
+        loss_share = share.where(total > 0, 1 / self.size)
+        return Shares(self, share, loss_share, mine > 0, total > 0)
 
     def sums(self, weightings: Tensor) -> "Shares":
         """All of every process's losses, which the union's are sums of; a task is present where
@@ -104,7 +104,7 @@ class Shares(NamedTuple):
 
     union: Ranks
     share: Tensor | float  # [task] of a task's samples
-    told: Tensor | float  # the same, and 1/R for tasks that have labels nowhere
+    loss_share: Tensor | float  # the same, and 1/R for tasks that have labels nowhere
     here: Tensor | None  # Bool[task], the tasks that have labels on this rank; None is all
     present: Tensor | None  # Bool[task], those that have labels on any
 
@@ -118,7 +118,7 @@ class Shares(NamedTuple):
             raise ValueError(
                 f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
             )
-        if self.union.several and not (self.here is None and self.share == 1.0):
+        if not (self.here is None and self.share == 1.0) and self.union.several:
             share = _as(self.share, losses)
             return share if self.here is None else share.where(self.here, 0.0)
         return None if self.here is None or all_present(self.here) else self.here.to(losses)
@@ -171,11 +171,11 @@ class Shares(NamedTuple):
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
         if not self.union.several:
             return found, list(more)
-        losses, share = found.losses, _as(self.told, found.losses)
+        losses, share = found.losses, _as(self.loss_share, found.losses)
         if self.here is not None and self.present is not None:
             losses = losses.where(self.here | ~self.present, 0.0)
-        told, mixed, *sums = self.union.add(losses * share, found.mixed, *more)
-        return found._replace(losses=told, mixed=mixed), sums
+        losses, mixed, *sums = self.union.add(losses * share, found.mixed, *more)
+        return found._replace(losses=losses, mixed=mixed), sums
 
     def over_present(self, preference: Tensor) -> Tensor:
         """How rows mix into the mean gradient, over those of tasks that have labels."""

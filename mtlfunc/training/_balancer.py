@@ -31,7 +31,7 @@ from ._balance import Reduction, init_rule, weigh
 from ._given import (
     VERSION,
     Explained,
-    Kept,
+    Memory,
     chosen_probe,
     expect_read,
     filled_state,
@@ -41,7 +41,7 @@ from ._given import (
     tasks_in_words,
 )
 from ._in_turn import IN_TURN, functions_of
-from ._live import STEP, Held, Labels, Live, accumulate, live_step, parsed, reached_by
+from ._live import STEP, Labels, Live, ModuleLeaves, accumulate, live_step, parsed, reached_by
 from ._metric import check_metric
 
 RECIPES = "docs/how-to/recipes.md"
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     info: Info
     part: Tensor | None  # as in `TaskGradients`
     gradient: Callable[[], Params]
-    kept: Kept
+    kept: Memory
 
 
 class Balancer:
@@ -137,9 +137,9 @@ class Balancer:
         self._rule, self._key = rule, key
         self._heads: Heads = heads_of(rule)
         self._reduction: Reduction = reduction
-        self._kept = Kept()
-        self._held = Held(self._module, self._probe)
-        leaves = self._held.params
+        self._kept = Memory()
+        self._leaves = ModuleLeaves(self._module, self._probe)
+        leaves = self._leaves.params
         refuse_inner_steps(leaves)
         union_of(self._probe.group, leaves)  # its backend takes them
         select(leaves, self._probe.shared)  # its globs match
@@ -211,7 +211,7 @@ class Balancer:
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=live.fresh)
             self._kept = found.kept
         if not retain_graph:
-            self._held.handles = Handles()
+            self._leaves.handles = Handles()
         return found.info
 
     def weigh(
@@ -288,7 +288,7 @@ class Balancer:
             loaded = known | {"[0].now": now, "[0].due": due}
         else:
             states = states[0]._replace(now=now, due=due), states[1]
-        self._kept = Kept(tasks, states, loaded)
+        self._kept = Memory(tasks, states, loaded)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -330,7 +330,7 @@ class Balancer:
             filled_state(kept.states, flat)
         # copies: an optimizer of the state's own tensors would change those in the dict
         loaded = {name: leaf.clone() for name, leaf in flat.items()}
-        self._kept = Kept(tasks, None, loaded) if started else Kept()
+        self._kept = Memory(tasks, None, loaded) if started else Memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Balancer":
         other = memo[id(self)] = object.__new__(type(self))
@@ -358,11 +358,11 @@ class Balancer:
                 "there use mtlfunc.balance, which is pure"
             )
         kept = self._kept
-        union = union_of(self._probe.group, self._held.params)
+        union = union_of(self._probe.group, self._leaves.params)
         if union.several:
             refuse_join(self._given)
         live = live_step(
-            self._held, losses, present, weightings, kept.tasks, union, combines=combines,
+            self._leaves, losses, present, weightings, kept.tasks, union, combines=combines,
             keeps=keeps, optimizer=self._metric, heads=self._heads,
         )  # fmt: skip
         leaves = live.run.params
@@ -377,7 +377,7 @@ class Balancer:
         if kept.states is None:
             # whatever decides them: a rule may hold what no rank can compare
             union.check({"weights (the rule's answer)": info.weights})
-        kept = Kept(live.tasks, (probe_after, rule_after))
+        kept = Memory(live.tasks, (probe_after, rule_after))
         return Answer(live, info, measured.part, gradient, kept)
 
     def _started(self, live: Live) -> tuple[State, State]:

@@ -44,7 +44,7 @@ CURES = {
 """What to do about errors of torch and of other libraries, by words of theirs."""
 
 
-class Kept(NamedTuple):
+class Memory(NamedTuple):
     """What a Balancer keeps from step to step."""
 
     tasks: Tasks = ()

@@ -13,7 +13,7 @@ from ..core.tree import as_real, dot
 from ..gradients.layerwise.plan import Wanted
 from ..gradients.levels import run_backward
 from ..gradients.losses import Losses, Tasks
-from ..gradients.operator import Measured, TaskJacobian
+from ..gradients.operator import Measurement, TaskJacobian
 from ..gradients.run import live
 from ..types import Params, Rows
 from ._given import check_outside, no_autocast
@@ -47,7 +47,7 @@ def functions_of(losses: Any) -> Functions:
     return {} if others else entries
 
 
-class Taken(NamedTuple):
+class RowsInTurn(NamedTuple):
     """What is left of losses that were differentiated in turn."""
 
     losses: Any  # by name or in a list; instead of a graph each has a node that knows the gradient
@@ -55,8 +55,8 @@ class Taken(NamedTuple):
     others: list[Params]  # by task, the gradients of the other leaves that it reads
 
     def filled(
-        self, found: Measured, jacobian: TaskJacobian, wanted: Wanted, share: float | None
-    ) -> Measured:
+        self, found: Measurement, jacobian: TaskJacobian, wanted: Wanted, share: float | None
+    ) -> Measurement:
         """What was found, with what is wanted of the rows, and the heads' gradient by `share`."""
         rows, others, gramian, heads = self.rows, self.others, None, {}
         if (scale := jacobian.scale) is not None:
@@ -75,10 +75,10 @@ class Taken(NamedTuple):
         return found._replace(rows=rows, gramian=gramian, heads=heads)
 
 
-def taken(
+def differentiated_in_turn(
     functions: Functions, leaves: Params, shared: tuple[str, ...], tasks: Tasks,
     present: Tensor | None,
-) -> Taken:  # fmt: skip
+) -> RowsInTurn:  # fmt: skip
     """Call the functions of the tasks that have labels, one after the other; of the `shared` leaves
     every task has a row.
     """
@@ -101,7 +101,7 @@ def taken(
             if grads:
                 loss = _Left.apply(loss, [*grads.values()], *[as_real(leaves[k]) for k in grads])
             losses[name] = loss
-    return Taken(losses if named else [*losses.values()], rows, others)
+    return RowsInTurn(losses if named else [*losses.values()], rows, others)
 
 
 class _Left(torch.autograd.Function):

@@ -16,18 +16,18 @@ from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import NO_GRAPH, Forward, live, release
-from ..probes.common import EXPECTED, Given, Labels, Run, labels_of, of_labelled
+from ..probes.common import EXPECTED, Labelling, Labels, Run, labels_of, no_model, of_labelled
 from ..processes import Ranks
 from ..types import Batch, Heads, Params, Probe
 from ._given import check_outside, check_weightings, foreign_parameters
-from ._in_turn import IN_TURN, functions_of, taken
+from ._in_turn import IN_TURN, differentiated_in_turn, functions_of
 from ._metric import metric_of
 
 STEP = "the first step"
 """When tasks were first seen, in errors."""
 
 
-class Held:
+class ModuleLeaves:
     """What a Balancer keeps of its module: the leaves, where it keeps them, so that a change is
     seen without a walk, and when hooks may have come to a graph.
     """
@@ -87,7 +87,7 @@ class Live(NamedTuple):
     """One step on losses that exist."""
 
     run: Run
-    given: Given  # the labels and weightings that came with them
+    given: Labelling  # the labels and weightings that came with them
     batch: Forward | tuple[Forward, ...]  # what the probe is given: one forward pass, or several
     forwards: tuple[Forward, ...]
     tasks: Tasks
@@ -106,7 +106,7 @@ class Live(NamedTuple):
 
 
 def live_step(
-    held: Held,
+    held: ModuleLeaves,
     losses: Any,
     present: Labels | None,
     weightings: Tensor | None,
@@ -145,11 +145,11 @@ def live_step(
         if values_readable(weightings):
             present = weightings.detach().flatten(1).any(1)
     if functions:
-        in_turn = taken(functions, leaves, select(leaves, held.probe.shared), tasks, present)
+        shared = select(leaves, held.probe.shared)
+        in_turn = differentiated_in_turn(functions, leaves, shared, tasks, present)
         batches = [parsed(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, keeps=keeps)
-    if in_turn is not None:
-        forwards = tuple([replace(x, in_turn=in_turn) for x in forwards])
+    forwards = tuple([replace(x, in_turn=in_turn) for x in forwards]) if in_turn else forwards
     reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.several or in_turn) and present is not None and not bool(present.any())
@@ -157,15 +157,15 @@ def live_step(
         forwards = tuple([replace(x, reached=True) for x in forwards])
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
         raise ValueError(NO_GRAPH)
-    given = Given(present, weightings)
+    given = Labelling(present, weightings)
     run = Run(
-        _existing, leaves, union=union, given=given, combines=combines,
+        _existing, leaves, no_model, union, dict, given, combines=combines,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
     )  # fmt: skip
     # what somebody's own backward or hook returns may be kept by them
     custom = True in [x.graph.has_custom_backward for x in forwards]
-    fresh = in_turn is not None or not (custom or any(x.hooked for x in forwards))
-    batch = forwards if several else forwards[0]
+    fresh, batch = in_turn is not None, forwards if several else forwards[0]
+    fresh = fresh or not (custom or any(x.hooked for x in forwards))
     return Live(run, given, batch, forwards, tasks, reached, custom, fresh)
 
 
