@@ -95,6 +95,14 @@ def test_other_columns():
     two = lambda p, x: (vector(p, x)[0], p["0.bias"].sum() * torch.nan)  # noqa: E731
     lost = mf.task_jacobian(two, PARAMS, X)
     assert_close(lost[[0]].gramian(), (flat(ROWS) @ flat(ROWS).T)[:1, :1])
+    more = PARAMS | {"unread": torch.ones(2, dtype=torch.float64)}
+    for engine in ("auto", "rows", "layerwise"):
+        J = mf.task_jacobian(vector, more, X, shared="unread", engine=engine)
+        assert_close(J.gramian(), torch.zeros(3, 3).double())
+        assert_close((W @ J)["unread"], torch.zeros(2).double())
+        assert_close((W @ J.over("*"))["unread"], torch.zeros(2).double())
+        found = mf.sample_norms(samples, more, X, shared="unread", engine=engine)[1]
+        assert_close(found, torch.zeros(4).double())
 
 
 def losses_at(a: Tensor) -> dict[str, Tensor]:
@@ -193,6 +201,7 @@ def test_prints():
         (lambda J: J.weighted(C[:, :2]), r"weightings: expected \[task, 3\]"),
         (lambda J: J.gramian(dtype="half"), "dtype"),
         (lambda J: J.over("3.*"), "3"),
+        (lambda J: J[[0]].summed(None), r"summed: .*J.summed\(group\)\[\[0\]\]"),
         (lambda J: mf.task_jacobian(parts, PARAMS, X), r"losses of shape \[task\], got \[4, 2\]"),
         (lambda J: mf.task_jacobian(vector, PARAMS, X, engine=W), "engine"),  # pyright: ignore
         (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "they depend on no parameter"),

@@ -109,9 +109,9 @@ class BySamples:
             gramian = self._gramian(shared, matrix, rows) if wanted else None
         return rows, gramian
 
-    def pull(self, weights: Tensor, names: Sequence[str], *, record: bool = False) -> Params:
+    def pull(self, weights: Tensor, names: Sequence[str], record: bool | None = None) -> Params:
         """The gradient of Σ v ℓ, v [sample·part], in these leaves, from the same deltas."""
-        self.backward.record |= record
+        self.backward.record |= bool(record)
         with enable_grad() if self.backward.record else torch.no_grad():
             return {name: row[0] for name, row in self.rows(names, weights[None]).items()}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -133,9 +133,9 @@ class ByTasks:
             total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
             return (total + total.mT).mul_(0.5)
 
-    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool = False) -> Params:
+    def pull(self, weights: Tensor, names: tuple[str, ...], record: bool | None = None) -> Params:
         """The gradient of Σ v L, v [task], in these leaves, by one more pass."""
-        self.backward.record |= record
+        self.backward.record = self.backward.record if record is None else record
         return self.backward.leaves(names, weights)
 
 
@@ -159,7 +159,7 @@ class ByPullback(NamedTuple):
     def gramian(self, found: PassResults, dtype: torch.dtype | None) -> Tensor:
         return dot(found.rows, found.rows, self.columns, dtype)
 
-    def pull(self, weights: Tensor, names: tuple[str, ...], *, record: bool = True) -> Params:
+    def pull(self, weights: Tensor, names: tuple[str, ...], record: Any = None) -> Params:
         grads = self.forward.pull(weights)[0]
         return {name: grads[name] for name in names}
 

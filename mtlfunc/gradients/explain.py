@@ -95,9 +95,7 @@ def _planned(
 def _reason(forward: Forward, name: str) -> str:
     """Why a leaf is differentiated row by row."""
     if forward.hooked:
-        return (
-            "hooks in losses_fn, or losses that exist: ordinary differentiation alone knows hooks"
-        )
+        return "hooks, or losses that exist: ordinary differentiation alone knows hooks"
     found = forward.reading
     if name in found.uses:
         return "no axis of its readers counts samples, or they read overlapping pieces"

@@ -17,7 +17,7 @@ from .explain import Explanation, explanation
 from .layerwise.plan import Engine
 from .levels import without_trace
 from .losses import Losses, parse_samples
-from .operator import TaskJacobian, task_jacobian
+from .operator import TaskJacobian, task_jacobian, with_zeros
 from .run import check_connected, run
 
 
@@ -207,6 +207,8 @@ def _by_sample(
     parse = parse_samples if apart else flat_losses
     forward = run(losses_fn, params, batch, parse=parse, separable=not apart)
     check_connected(forward, samples=True)
+    if apart and not any(name in forward.params for name in names):
+        return forward.value, None, with_zeros(real_of(params), {}, names, forward.value.numel())
     if apart:
         return forward.value, split_samples(forward, names, dtype), {}
     return forward.aux, None, TaskJacobian(forward, names, real_of(params)).rows()

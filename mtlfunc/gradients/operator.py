@@ -93,7 +93,7 @@ class TaskJacobian:
 
     @property
     def losses(self) -> Float[Tensor, " row"]:
-        """The losses whose gradients are the rows: the tasks' times `scale`, or mixtures C L."""
+        """The losses whose gradients are this process's rows: L times `scale`, or mixtures C L."""
         value, scale = self.forward.value, self.scale
         value = value if scale is None else value.where(scale != 0, 0.0) * scale
         return value if self.mix is None else self.mix @ value
@@ -144,7 +144,7 @@ class TaskJacobian:
         combine = combine and not (made if self.weightings else rows or several)
         found = self._found(Wanted(asked, gramian and not made, combine, dtype), weight, names)
         if several:
-            found = self.shares.summed(found, whole=rows, metric=self.metric)
+            found = self.shares.summed(found, whole=rows, metric=self.metric, dtype=dtype)
         if gramian and found.gramian is None:
             wide = {name: x if dtype is None else x.to(dtype) for name, x in found.rows.items()}
             product, carried = gramians(wide, wide, self.metric)
@@ -235,11 +235,11 @@ class TaskJacobian:
         Args:
             group: as in `mtlfunc.jacobian`.
         """
-        union = union_of(group, self.leaves)
-        if self.weightings and self.mix is not None:
-            return replace(self, shares=union.sums(self.mix))
-        shares = union.shares(None)
-        return replace(self, shares=shares, scale=shares.scale(self.forward.value))
+        if self.scale is not None:
+            raise ValueError("summed: sum J first, and choose rows then: J.summed(group)[[0]]")
+        union, given = union_of(group, self.leaves), self.mix if self.weightings else None
+        shares = union.shares(None) if given is None else union.sums(given)
+        return replace(self, shares=shares, scale=shares.scale(self.forward.value), engine="rows")
 
     def mixed(
         self, matrix: Float[Tensor, "mixture row"], preference: Tensor | None = None
@@ -332,7 +332,7 @@ class TaskJacobian:
                 cotangent = weights.to(value.dtype, copy=True)  # it may be a leaf's gradient
                 cotangent = cotangent if matrix is None else cotangent @ matrix
                 cotangent = cotangent if scale is None else cotangent * scale
-                grads = way.pull(cotangent, known, record=record) if known else {}
+                grads = way.pull(cotangent, known, record) if known else {}
             return with_zeros(leaves, grads, names)
 
         mixed, labels = self.losses, self.shares.present

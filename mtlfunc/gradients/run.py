@@ -42,8 +42,7 @@ class Forward:
     losses: Losses  # with their graph
     value: Tensor  # `losses.vector` outside of the level
     aux: Any  # `losses.aux` there
-    # what is differentiated, there; without plain leaves on which no loss depends, by the graph
-    params: Params
+    params: Params  # what is differentiated, there: all but plain leaves that no loss reads
     places: dict[str, Place]  # of the leaves
     root: GradientEdge | None
     edges: tuple[GradientEdge | None, ...] | None  # of losses that may be differentiated one by one

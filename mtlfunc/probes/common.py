@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -38,7 +39,10 @@ Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
 
 
 def no_model(params: Params, batch: Batch) -> Losses:
-    raise RuntimeError("losses that exist already are not evaluated again")
+    raise RuntimeError(
+        "run.losses: a Balancer has losses that exist already; use mtlfunc.balance, and say "
+        "calls_model=True in the Probe, which a Balancer then refuses"
+    )
 
 
 class Labelling(NamedTuple):
@@ -48,7 +52,7 @@ class Labelling(NamedTuple):
     weightings: Tensor | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """One step at one point: `run(batch)` is J of one forward pass there.
 
@@ -105,12 +109,14 @@ class Run:
             batch: as `losses_fn` takes it.
             counts: this process's labels `[task]`, booleans or numbers of them, as `labels` has
                 them; None is all, and as many on every process.
-            weightings: A of this process's samples, as `weightings` has it; not with counts.
+            weightings: A of this process's samples, as `weightings` has it, whose rows say who has
+                labels; counts are not read then.
 
         Raises:
             ValueError: for another number of tasks, and where the loss of a task with labels has no
                 graph.
         """
+        counts = None if counts is None else checked_labels(counts, counts=True)
         forward, params = self.forward(batch), self.params
         if weightings is not None:
             jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
@@ -144,7 +150,7 @@ class Run:
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
-        with without_trace(self.params):
+        with nullcontext() if self.losses is no_model else without_trace(self.params):
             return self.forward(batch)
 
     def labels(
@@ -165,6 +171,8 @@ class Run:
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
+        if self.losses is no_model:
+            return []
         broken = {
             name: torch.full_like(leaf, float("nan")) if name in shared else leaf
             for name, leaf in self.params.items()
@@ -172,7 +180,7 @@ class Run:
         try:
             with torch.no_grad(), without_trace(broken):
                 losses = self.losses(broken, batch).vector
-        except Exception:  # a model may refuse NaN, or is not there: nothing is learnt this way
+        except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
             return []
         suspects = losses.isfinite().nonzero().flatten().tolist()
         if not suspects:

@@ -135,7 +135,9 @@ class Shares(NamedTuple):
         local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
         return self.union.add(local)[0]
 
-    def summed(self, found: Any, *, whole: bool, metric: Metric | None = None) -> Any:
+    def summed(
+        self, found: Any, *, whole: bool, metric: Metric | None, dtype: torch.dtype | None
+    ) -> Any:
         """The union's losses, Gramian and gradients, from each process's.
 
         Args:
@@ -143,6 +145,7 @@ class Shares(NamedTuple):
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
             metric: over the leaves that have rows.
+            dtype: of the Gramian's accumulation.
         """
         union, rows, gramian, carried = self.union, found.rows, None, []
         found = found._replace(part=self.part(found.losses))
@@ -154,7 +157,8 @@ class Shares(NamedTuple):
             rows, back, cut = _pieces(rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
-            products = [x for x in gramians(rows, rows, metric) if x is not None]
+            wide = rows if dtype is None else {name: x.to(dtype) for name, x in rows.items()}
+            products = [x for x in gramians(wide, wide, metric) if x is not None]
             found, (gramian, *carried) = self.totals(found, *products)
             gramian = 0.5 * (gramian + gramian.mT)
         inner = found.pullback
@@ -253,7 +257,7 @@ def _pieces(
     def cut(leaf: Tensor, shape: torch.Size) -> Tensor:
         """`[rank, *, width]` of leaves `[*, *shape]`."""
         lead = leaf.shape[: max(leaf.ndim - len(shape), 0)]
-        flat = leaf.expand(*lead, *shape).reshape(*lead, -1)
+        flat = leaf.expand((*lead, *shape)).reshape(*lead, -1)
         return (
             nn.functional.pad(flat, (0, -flat.shape[-1] % size))
             .unflatten(-1, (size, -1))

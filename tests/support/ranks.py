@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from mtlfunc.processes.union import union_of
+from mtlfunc.types import Metric
 from tests.support import ROOT
 from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
@@ -130,7 +131,9 @@ def jacobians(rank: int, size: int) -> None:
         for J in (tasks.summed(group), mixed.summed(group)):
             for y in (J.measure(gramian=True), J.measure(gramian=True, rows=True)):
                 found[-1] += [y.losses, y.gramian, y.combine(weights)["b"], J.rows()["b"], J @ step]
-            found[-1] += [(matrix[:, :2] @ J).gramian(), (weights @ J)["a"]]
+            found[-1] += [J.gramian(metric=Metric(step, {})), (weights @ J)["a"]]
+            found[-1] += [(matrix[:, :2] @ J).gramian()]
+            assert J.gramian(dtype=torch.float32).dtype == torch.float32
     same(found[1], found[0], torch.float64)
     bits(found[1][:6])
 
