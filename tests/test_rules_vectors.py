@@ -152,6 +152,9 @@ def test_gradvac_targets_stay_for_zero_and_absent_tasks():
     assert (after.targets[:, 2:] == 0.5).all()
     assert (after.targets[:2, :2] != 0.5).sum() == 2
     assert weights[3] == 0
+    # a square that underflows is a zero gradient's, whatever its products
+    G = torch.tensor([[0.0, -1e-30], [-1e-30, 1.0]], dtype=F64)
+    assert torch.equal(surgery(G, random_orders(2, 0), None)[0], torch.eye(2, dtype=F64))
 
 
 def test_gradvac_parallel_gradients_keep_their_weights():

@@ -117,9 +117,7 @@ def _range(
         for i in range(count):
             for j in range(count):
                 finite = finite and np.isfinite(g[i, j]) and (not adapt or np.isfinite(goal[i, j]))
-                unit[i, j] = (
-                    g[i, j] / length[i] / length[j] if length[i] > 0 and length[j] > 0 else 0.0
-                )
+                unit[i, j] = g[i, j] / length[i] / length[j]  # that of a zero gradient is not read
         if not finite:
             for i in range(count):  # slices would bring numba's strings along
                 for j in range(count):
@@ -138,7 +136,7 @@ def _range(
             size = 1.0 if length[i] > 0 else 0.0  # ‖c_i‖, in units of ‖g_i‖
             for s in range(count):
                 j = order[s]
-                if j == i or length[j] == 0:
+                if size == 0 or j == i or length[j] == 0:
                     continue
                 if not adapt:
                     if row[j] < 0:
@@ -146,8 +144,6 @@ def _range(
                         a[j] += share
                         for l in range(count):
                             row[l] += share * unit[j, l]
-                    continue
-                if size == 0:
                     continue
                 cosine, target = row[j] / size, goal[i, j]
                 cosines[b, i, j] = min(max(cosine, -1.0), 1.0)

@@ -620,22 +620,18 @@ def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge
 @_jit
 def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
     """The min-norm answer y; where there are zero gradients the hull holds 0, and every such task
-    is as good.
+    is as good: y is then 1 for each, and their number in sum.
     """
-    size, nearest, count = 0, 0, m.shape[1]
+    nearest, count = 0, m.shape[1]
     for i in range(count):
-        v[Y, i] = 0.0
-        size += not k[REAL, i]
+        v[Y, i] = 1 - k[REAL, i]
         if v[LENGTH, i] * v[A, nearest] < v[LENGTH, nearest] * v[A, i]:
             nearest = i
-    if not zero:
-        v[Y, nearest] = 1 / v[A, nearest]
-        _on_simplex(v, k, m, -1.0, 0.0, eps)
+    if zero:
+        _begin(v, k, count)
         return
-    for i in range(count):
-        if not k[REAL, i]:
-            v[Y, i] = 1 / (v[A, i] * size)
-    _begin(v, k, count)
+    v[Y, nearest] = 1 / v[A, nearest]
+    _on_simplex(v, k, m, -1.0, 0.0, eps)
 
 
 @_jit
