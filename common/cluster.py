@@ -13,8 +13,9 @@ from distributed import Client, KilledWorker, get_worker
 from distributed.cfexecutor import ClientExecutor
 from tqdm import tqdm
 
-from . import pool, sources
+from . import sources
 from .files import DataError
+from .jobs import at_work
 
 PATIENCE = 3.0
 """Seconds in which a scheduler has to answer."""
@@ -107,7 +108,7 @@ def _perform(
     that collects, `keyed` are the digests of its sources, as `sources.portable` names them.
     Raises DataError where the worker is another one than is wanted, or lacks data.
     """
-    worker, at_work = get_worker(), pool.at_work
+    worker = get_worker()
     with _ONE:  # generators, threads of torch and `at_work` are the process's own
         try:
             if about() != wanted:

@@ -5,31 +5,18 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 from unittest.mock import patch
 
 from . import sources
 from .files import DataError
+from .jobs import Died, Job, answer, at_work
 from .machine import threads
+from .processes import Processes
 from .signals import unbroken
 
-Job = TypeVar("Job")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """What the system says where nothing more can be written."""
-at_work = SimpleNamespace(say=lambda what: None, send=lambda said: None, digests={})
-"""Of the job at work in this process: `say`; how that gets to the process that collects; the
-digests of the sources that results are kept under there.
-"""
-
-
-class Died(RuntimeError):
-    """Workers were ended, for memory perhaps; the text says how."""
-
-
-def say(what: Any) -> None:
-    """Inside of a job: let the caller of `perform_all` hear this."""
-    at_work.say(what)
 
 
 def perform_all(
@@ -55,33 +42,32 @@ def perform_all(
         died: gets a job that ended several workers. Without it Died is raised after all others.
         tick: called twice a second while workers are at work.
     """
-    events, left, lost = SimpleQueue[Any](), dict[int, Job](), list[tuple[Job, Died]]()
+    events, left, lost = SimpleQueue[Any](), set[int](), dict[int, Died]()
     far = isinstance(workers, str)
 
-    def heard(job: Job, what: Any) -> None:
+    def heard(number: int, what: Any) -> None:
         with unbroken():
             sources.check()
-            hear(job, what)
+            hear(jobs[number], what)
 
     def take(number: int, what: Any) -> None:
         if number not in left:
             return  # words of a worker that was given up
-        job = left[number]
         if isinstance(what, Future):
-            del left[number]
+            left.remove(number)
             try:
                 what = what.result()
             except executor.LOST as error:
-                lost.append((job, Died(str(error))))
+                lost[number] = Died(str(error))
                 if died and not far:
-                    died(*lost.pop())
+                    died(jobs[number], lost.pop(number))
                 return
-        heard(job, what)
+        heard(number, what)
 
-    def complete(some: Iterable[Job]) -> None:
-        for number, job in enumerate(some):
-            left[number] = job
-            future = executor.submit(answer, perform, number, job)
+    def complete(some: Iterable[int]) -> None:
+        for number in some:
+            left.add(number)
+            future = executor.submit(answer, perform, number, jobs[number])
             future.add_done_callback(lambda future, number=number: events.put((number, future)))
         while left:
             with unbroken(), suppress(Empty):  # or what comes from the queue may be lost
@@ -89,19 +75,19 @@ def perform_all(
             executor.tick()
             tick()
 
+    numbers = range(len(jobs))
     if workers == 1 or not jobs or (len(jobs) < 2 and not far):
-        here = {"send": lambda said: heard(jobs[said[0]], said[1]), "digests": dict[str, str]()}
-        with threads(1), patch.multiple(at_work, **here):  # the caller may be a job, too
-            for number, job in enumerate(jobs):
-                heard(job, answer(perform, number, job))
+        with threads(1), patch.multiple(at_work, send=lambda said: heard(*said), digests={}):
+            for number in numbers:  # the caller may be a job, too
+                heard(number, answer(perform, number, jobs[number]))
         return
     executor = _executor(workers, events.put)
     try:
         with executor:
-            complete(jobs)
-            again, lost[:] = ([job for job, _ in lost], []) if far else ([], lost)
-            for job in again:  # who waited on a worker that was ended is also blamed: each alone
-                complete([job])
+            complete(numbers)
+            for number in [*lost] if far else ():
+                del lost[number]  # who waited on a worker that was ended is also blamed: each alone
+                complete([number])
     except BaseException:
         with suppress(Empty, OSError, DataError):  # a full disk or an edit is known
             while True:
@@ -109,16 +95,14 @@ def perform_all(
                 if not isinstance(what, Future) or not (what.cancelled() or what.exception()):
                     take(number, what)
         raise
-    for job, error in lost:
+    for number, error in lost.items():
         if died is None:
-            raise Died("; ".join(f"{job}: {error}" for job, error in lost))
-        died(job, error)
+            raise Died("; ".join(f"{jobs[number]}: {error}" for number, error in lost.items()))
+        died(jobs[number], error)
 
 
 def _executor(workers: int | str, hear: Callable[[Any], object]) -> Any:
     if isinstance(workers, int):
-        from .processes import Processes
-
         return Processes(workers, hear)
     from .cluster import Scheduler  # an extra
 
@@ -129,22 +113,3 @@ def everywhere(address: str, call: Callable[..., Any], *args: Any) -> list[Any]:
     """What a call returns on each worker of a Dask scheduler."""
     with _executor(address, print) as executor:
         return [*executor._client.run(call, *args).values()]
-
-
-def answer(perform: Callable[[Job], Any], number: int, job: Job) -> Any:
-    """On a worker: a job's result; what it says goes before it. Raises `sources.Edited`."""
-
-    def check() -> None:
-        sources.check(sources.unlike(at_work.digests))
-
-    def tell(what: Any) -> None:
-        check()
-        at_work.send((number, what))
-
-    check()
-    before, at_work.say = at_work.say, tell
-    try:
-        return perform(job)
-    finally:
-        at_work.say = before
-        check()

@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -16,7 +17,8 @@ from unittest.mock import patch
 import torch
 from tqdm import tqdm
 
-from . import pool, sources
+from . import sources
+from .jobs import Died, at_work
 from .signals import unbroken
 
 TRIES = 3
@@ -36,7 +38,7 @@ class Processes(ThreadPoolExecutor):
     along. Its own is begun again in a new process, `TRIES` times in all.
     """
 
-    LOST = pool.Died
+    LOST = Died
 
     def __init__(self, workers: int, hear: Callable[[Any], object]) -> None:
         """`hear` gets what jobs say, in one of the threads."""
@@ -51,7 +53,7 @@ class Processes(ThreadPoolExecutor):
         """Nothing is to be looked at."""
 
     def _apart(self, *call: Any) -> Any:
-        """In a thread: the result of a call in its process. Raises `pool.Died`."""
+        """In a thread: the result of a call in its process. Raises Died."""
         own, status, content = self.own, 0, pickle.dumps(call)
         for _ in range(TRIES):
             if not hasattr(own, "pool"):
@@ -67,7 +69,7 @@ class Processes(ThreadPoolExecutor):
             status = own.process.exitcode
             del own.pool
         how = f"by signal {-status}" if status and status < 0 else f"with status {status}"
-        raise pool.Died(f"its process ended {how}, killed for memory perhaps, {TRIES} times")
+        raise Died(f"its process ended {how}, killed for memory perhaps, {TRIES} times")
 
     def _started(self) -> tuple[ProcessPoolExecutor, Any, Any]:
         """A new pool, its process, and what this says. Raises CancelledError after the end."""
@@ -97,6 +99,19 @@ class Processes(ThreadPoolExecutor):
             each.shutdown()
 
 
+def _follow() -> None:
+    """End soon after the parent. Else what a job forks would hold open the pipes of a process that
+    is killed, by whose ends its death is seen.
+    """
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+
+
 def _begin(link: Any, digests: dict[str, str]) -> None:
     """How a process begins. Signals are its parent's matter, without whom it has no life."""
 
@@ -108,11 +123,13 @@ def _begin(link: Any, digests: dict[str, str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     threading.Thread(target=follow, args=(parent,), daemon=True).start()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_follow)
     torch.set_num_threads(1)
     # else a semaphore of the system, whose loss Python would report when this process is killed
     tqdm.set_lock(threading.RLock())
     sources.unlike(digests)
-    pool.at_work.send, pool.at_work.digests = link.send, digests
+    at_work.send, at_work.digests = link.send, digests
 
 
 def _perform(content: bytes) -> bytes:
@@ -129,4 +146,4 @@ def _perform(content: bytes) -> bytes:
             raise RuntimeError(traceback.format_exc()) from None
         raise
     finally:
-        pool.at_work.send(None)
+        at_work.send(None)

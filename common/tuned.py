@@ -23,8 +23,9 @@ from .arguments import device, existing_folder, folder
 from .cells import Cell, sources_of
 from .command import add_workers, alone_in
 from .files import DataError
+from .jobs import Died
 from .machine import processor
-from .pool import Died, perform_all
+from .pool import perform_all
 from .progress import Progress
 from .study import Numbers
 from .tables import markdown

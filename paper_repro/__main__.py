@@ -136,8 +136,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
     left.sort(key=lambda question: order.index(question.name))
     seconds = expected(order, run.settings)
     run.display.remaining = Remaining(seconds, count, pace_of(run.settings) if left else 1.0)
-    total = run.display.remaining.now({})
-    if total is not None and left:
+    if left and (total := run.display.remaining.now({})) is not None:
         what = f"{len(left)} questions" if len(left) > 1 else "1 question"
         what += f", {count} side by side" if (count := min(count, len(left))) > 1 else ""
         run.display.line(f"{what}: about {duration(total)}")

@@ -13,8 +13,9 @@ import torch
 from matplotlib import style
 
 from common.device import on
+from common.jobs import Died, say
 from common.locks import digest
-from common.pool import FULL, Died, perform_all, say
+from common.pool import FULL, perform_all
 
 from .display import Display, caught
 from .draws import redrawn

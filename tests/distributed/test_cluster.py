@@ -11,7 +11,8 @@ import torch
 
 from common.arguments import workers
 from common.files import DataError
-from common.pool import Died, perform_all, say
+from common.jobs import Died, say
+from common.pool import perform_all
 from paper_repro.__main__ import main
 from tests.support import ROOT
 from tests.support.reproductions import left_in

@@ -17,6 +17,7 @@ import torch
 from scipy import stats
 
 from common import cells, command, intervals, locks, machine, pool, progress, signals, study, tables
+from common.jobs import say
 from common.remaining import unit
 from tests.support import ROOT, python
 
@@ -143,18 +144,19 @@ def test_numbers_come_back_as_they_were(tmp_path):
 
 
 def test_what_ends_a_worker(tmp_path):
-    """Its job is begun three times, then it is named when the others are done."""
+    """Its job is begun three times, then named when the others are done. What it forked ends."""
     for perform, said in ((math.sqrt, "math domain error"), (lambda job: job, "an't pickle")):
         with pytest.raises(Exception, match=said):
             pool.perform_all(perform, [-9, -9], 2, lambda *said: pytest.fail("it is done"))
-    dies = "open({0!r}, 'a').write('x') and __import__('os').kill(__import__('os').getpid(), 9)"
-    job = f"open({{0!r}}, 'a+').seek(0, 2) > {{1}} or {dies}"
+    forked = "(__import__('time').sleep(20), open({0!r} + ' late', 'w'), os._exit(0))"
+    dies = f"open({{0!r}}, 'a').write('x') and (os.fork() or {forked}) and os.kill(os.getpid(), 9)"
+    job = f"open({{0!r}}, 'a+').seek(0, 2) > {{1}} or (os := __import__('os')) and {dies}"
     jobs = [job.format(str(tmp_path / name), most) for name, most in (("a", 0), ("b", 9))]
     found = []
     with pytest.raises(pool.Died, match=r"/b.*: its process ended by signal 9, .*, 3 times$"):
         pool.perform_all(eval, jobs, 2, lambda job, said: found.append((job, said)))
     assert found == [(jobs[0], True)]
-    assert [(tmp_path / name).read_text() for name in "ab"] == ["x", "xxx"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "x", "b": "xxx"}
 
 
 def test_what_runs_here_has_one_thread_and_leaves_the_others():
@@ -164,7 +166,7 @@ def test_what_runs_here_has_one_thread_and_leaves_the_others():
     def perform(job):
         if job:
             pool.perform_all(perform, [0], 1, lambda *x: seen.append(x))
-        pool.say(job)
+        say(job)
         return torch.get_num_threads()
 
     with machine.threads(2):
