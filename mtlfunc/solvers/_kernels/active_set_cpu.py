@@ -627,11 +627,9 @@ def _shortest(v: Array, k: Array, m: Array, zero: bool, eps: float) -> None:
         v[Y, i] = 1 - k[REAL, i]
         if v[LENGTH, i] * v[A, nearest] < v[LENGTH, nearest] * v[A, i]:
             nearest = i
-    if zero:
-        _begin(v, k, count)
-        return
-    v[Y, nearest] = 1 / v[A, nearest]
-    _on_simplex(v, k, m, -1.0, 0.0, eps)
+    if not zero:
+        v[Y, nearest] = 1 / v[A, nearest]
+        _on_simplex(v, k, m, -1.0, 0.0, eps)
 
 
 @_jit
