@@ -1,14 +1,10 @@
 """Operations whose derivatives torch gets wrong: written out, or refused in words.
 
-All without a word (torch 2.13). The batched backward of a fused layer, instance or train-mode batch
-norm takes the statistics for constants where the gradient of the scale is differentiated again;
-their third derivatives are also wrong unbatched. Second derivatives of weight norm are wrong, and
-batched backwards of prelu and cdist. An embedding's second derivatives forget its padding and its
-frequencies. Single passes of cholesky_inverse and cholesky_solve give the unused triangle a
-gradient, and those of as_strided_scatter what was overwritten. Others have no second derivative or
-no batched form. What networks contain is written out. The rest is refused by the table below, which
-says what torch gets wrong and what to use, and left alone where torch is right. Every spelling is
-caught: torch.nn.functional, torch, methods of tensors, torch._C._nn, torch.ops.aten.
+All without a word: docs/limits.md has them by version, as `docs/derivatives.py` finds them. Others
+have no second derivative or no batched form. What networks contain is written out. The rest is
+refused by the table below, which says what torch gets wrong and what to use, and left alone where
+torch is right. Every spelling is caught: torch.nn.functional, torch, methods of tensors,
+torch._C._nn, torch.ops.aten.
 """
 
 from __future__ import annotations
@@ -223,7 +219,8 @@ def _by_number(input: Tensor, dim: int, index: Tensor, source: Maybe = None, **_
 
 
 def _product_again(*args: Any, **kwargs: Any) -> bool:
-    return kwargs.get("reduce", args[-1]) == "prod" and derivative_levels() > (1, 0)
+    again = derivative_levels() not in ((0, 0), (1, 0))
+    return again and kwargs.get("reduce", args[-1]) == "prod"
 
 
 def _own_statistics(*args: Any, **kwargs: Any) -> bool:
@@ -272,7 +269,8 @@ _REFUSED: tuple[tuple[str, When, str, str], ...] = (
      "batched derivatives by an index or a source without the axis",
      "use index.reshape(1), and a source with the input's axes"),
     ("scatter_reduce scatter_reduce_ index_reduce index_reduce_", _product_again,
-     "second derivatives of products", "multiply with torch.prod over a dense table"),
+     "second derivatives and forward mode of products",
+     "multiply with torch.prod over a dense table"),
 )  # fmt: skip
 
 _OURS = {

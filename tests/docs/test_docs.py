@@ -4,6 +4,7 @@ the environment files agree.
 
 import ast
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ import torch
 import yaml
 
 import mtlfunc as mf
-from docs import front, outputs, pages, properties, results, versions
+from docs import derivatives, front, outputs, pages, properties, results, versions
 from mtlfunc import core
+from mtlfunc.gradients import safe_ops
 from mtlfunc.guide import guide
 from tests.support import ROOT, python
 
@@ -101,6 +103,20 @@ def test_solver_table_names_every_solver():
     solvers = {"active_set", "auto", "cvx", "faces", "frank_wolfe", "projected_gradient"}
     assert named == solvers
     assert all(hasattr(mf.solvers, name) for name in solvers)
+
+
+def test_what_torch_differentiates_wrongly_is_written_out_or_refused():
+    """As the table for all versions says. It shows why each operation of `safe_ops` is there."""
+    known = json.loads(derivatives.KEPT.read_text())
+    block = derivatives.table(known)
+    assert block in (DOCS / "limits.md").read_text()
+    assert not re.search(r"\*\*wrong\*\* \|$", block, re.MULTILINE)
+    found = [
+        x for of in known.values() for x, kinds in of.items() if {*kinds.values()} != {"right"}
+    ]
+    shown = {re.split("[ ,]", name)[0].replace(".", "_") for name in found}
+    rows = [row[0] for row in safe_ops._REFUSED] + [*safe_ops._OURS]
+    assert not [row for row in rows if not shown & {*row.replace("native_", "").split()}]
 
 
 def test_pages_that_are_written_by_hand_stay_short():
