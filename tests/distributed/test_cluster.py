@@ -75,11 +75,16 @@ def run(address, perform, jobs=JOBS, hear=lambda: None, **more):
     return found
 
 
-def test_a_job_that_kills_its_workers_is_named_after_all_others(two):
-    died = []
+def test_a_job_that_kills_its_workers_is_named_after_all_others(two, monkeypatch):
+    """It keeps its number where it is tried again: no words of others are taken for its own."""
+    died, given, submit = [], [], cluster.Scheduler.submit
+    watched = lambda self, *call: given.append(call[2:]) or submit(self, *call)  # noqa: E731
+    monkeypatch.setattr(cluster.Scheduler, "submit", watched)
     found = run(two, dies, died=lambda job, error: died.append((job, error)))
     assert found == {job[0]: square(job) for job in JOBS if job != [3]}
     assert [(job, type(error)) for job, error in died] == [([3], Died)]
+    assert len(given) > len(JOBS)
+    assert all(JOBS[number] == job for number, job in given)
 
 
 def test_workers_may_come_late_and_have_threads():
