@@ -98,15 +98,12 @@ def test_other_columns():
     more = PARAMS | {"unread": torch.ones(2, dtype=torch.float64)}
     for engine in ("auto", "rows", "layerwise"):
         J = mf.task_jacobian(vector, more, X, shared="unread", engine=engine)
-        assert_close(J.gramian(), torch.zeros(3, 3).double())
-        assert_close((W @ J)["unread"], torch.zeros(2).double())
-        assert_close((W @ J.over("*"))["unread"], torch.zeros(2).double())
-        found = mf.sample_norms(samples, more, X, shared="unread", engine=engine)[1]
-        assert_close(found, torch.zeros(4).double())
+        zeros = [J.gramian(), (W @ J)["unread"], (W @ J.over("*"))["unread"]]
+        zeros += mf.sample_norms(samples, more, X, shared="unread", engine=engine)[1:]
+        assert not any(bool(x.any()) for x in zeros)
 
 
-def losses_at(a: Tensor) -> dict[str, Tensor]:
-    return {name: a * leaf for name, leaf in PARAMS.items()}
+losses_at = lambda a: {name: a * leaf for name, leaf in PARAMS.items()}  # noqa: E731
 
 
 @pytest.mark.parametrize(
@@ -133,11 +130,8 @@ def test_under_vmap_and_its_derivatives(form, engine):
 
 
 def test_weights_are_differentiated():
-    def length(w: Tensor) -> Tensor:
-        return flat(w @ mf.task_jacobian(vector, PARAMS, X)).square().sum()
-
-    gramian = flat(ROWS) @ flat(ROWS).T
-    assert_close(grad(length)(W), 2 * gramian @ W)
+    length = lambda w: flat(w @ mf.task_jacobian(vector, PARAMS, X)).square().sum()  # noqa: E731
+    assert_close(grad(length)(W), 2 * flat(ROWS) @ flat(ROWS).T @ W)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
