@@ -76,9 +76,7 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
         mf.assign_gradients(module, grads)
         optimizer.step()
         assert info.losses.grad_fn is None
-        assert all(
-            leaf.grad is not None and leaf.grad.grad_fn is None for leaf in module.parameters()
-        )
+        assert all(x.grad is not None and x.grad.grad_fn is None for x in module.parameters())
         if count < 20:
             ours, _ = step.update(ours, BATCH)
         if count == 19:
@@ -99,12 +97,14 @@ def test_parameters_share_storage_and_leave_frozen_ones_out():
 
 
 def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
-    module = nn.Linear(2, 1)
-    module.bias.grad = torch.ones(1)
-    mf.assign_gradients(module, {"weight": torch.ones(1, 2)})
+    module, turned = nn.Linear(3, 2), torch.arange(6.0).view(3, 2).mT
+    module.bias.grad = torch.ones(2)
+    mf.assign_gradients(module, {"weight": turned})
     assert module.bias.grad is None
+    assert torch.equal(leaf := module.weight.grad, turned)  # pyright: ignore
+    assert leaf.is_contiguous(), "fused optimizers read it as their parameter"
     with pytest.raises(KeyError, match="no such parameter"):
-        mf.assign_gradients(module, {"w": torch.ones(1, 2)})
+        mf.assign_gradients(module, {"w": turned})
     with pytest.raises(ValueError, match=r"grads\['weight'\]: \[2\]"):
         mf.assign_gradients(module, {"weight": torch.ones(2)})
 

@@ -82,7 +82,10 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
                 f"parameter is {list(leaf.shape)} {leaf.dtype} on {leaf.device}"
             )
     for name, leaf in leaves.items():
-        leaf.grad = grads[name].detach() if name in grads else None
+        leaf.grad = None
+        if (grad := grads.get(name)) is not None:  # fused optimizers take it for laid out alike
+            own = grad.stride() == leaf.stride()
+            leaf.grad = grad.detach() if own else torch.empty_like(leaf).copy_(grad.detach())
 
 
 def stack(modules: Sequence[nn.Module]) -> Params:

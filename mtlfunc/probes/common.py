@@ -54,10 +54,7 @@ class Labelling(NamedTuple):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """One step at one point: `run(batch)` is J of one forward pass there.
-
-    `Run.of` makes that of a pure function.
-    """
+    """One step at one point: `run(batch)` is J there. `Run.of` makes that of a pure function."""
 
     forward: Callable[[Batch], Forward]
     params: Params  # where to differentiate
