@@ -41,8 +41,7 @@ def test_optimizers_equal_torch_optim(ours, theirs):
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
 def test_exact_adam_is_scale_free(scale):
     optimizer = mf.adam(0.01, eps=0.0)
-    params = {"x": torch.ones(3, dtype=torch.float64)}
-    gradient = torch.tensor([1.0, -3.0, 0.0], dtype=torch.float64)
+    params, gradient = {"x": torch.ones(3).double()}, torch.tensor([1.0, -3.0, 0.0]).double()
     plain, _ = optimizer.update({"x": gradient}, optimizer.init(params), params)
     scaled, _ = optimizer.update({"x": scale * gradient}, optimizer.init(params), params)
     torch.testing.assert_close(plain["x"], scaled["x"], rtol=1e-12, atol=0.0)
@@ -101,8 +100,9 @@ def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
     module.bias.grad = torch.ones(2)
     mf.assign_gradients(module, {"weight": turned})
     assert module.bias.grad is None
-    assert torch.equal(leaf := module.weight.grad, turned)  # pyright: ignore
-    assert leaf.is_contiguous(), "fused optimizers read it as their parameter"
+    assert (found := module.weight.grad) is not None
+    assert torch.equal(found, turned)
+    assert found.is_contiguous(), "fused optimizers read it as their parameter"
     with pytest.raises(KeyError, match="no such parameter"):
         mf.assign_gradients(module, {"w": turned})
     with pytest.raises(ValueError, match=r"grads\['weight'\]: \[2\]"):
