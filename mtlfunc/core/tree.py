@@ -337,8 +337,9 @@ def dot(
 
 
 def metric_dot(
-    left: Rows, scale: Params, carried: Params, right: Rows, names: Iterable[str]
-) -> Float[Tensor, "rows other"]:
+    left: Rows, scale: Params, carried: Params, right: Rows, names: Iterable[str],
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "rows other"]:  # fmt: skip
     """Inner products in a diagonal metric, and of one more vector as the last row.
 
     Some coordinates at a time, which stay in the cache: the rows are read once.
@@ -348,15 +349,15 @@ def metric_dot(
         scale: the metric P, `{name: [*shape]}`, or 0-d.
         carried: c, `{name: [*shape]}`, of some of the leaves.
         right: `{name: [other, *shape]}`.
-        names: as in `dot`.
+        names, dtype: as in `dot`.
 
     Returns:
         `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.
     """
     parts = []
     for name in names:
-        wide = torch.promote_types(left[name].dtype, torch.float32)
         one, other = left[name], right[name]
+        wide = dtype or torch.promote_types(one.dtype, torch.float32)
         c = carried.get(name, one.new_zeros(()))
         flat = [
             one.reshape(one.shape[0], -1),
@@ -365,7 +366,7 @@ def metric_dot(
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
             other = b.to(wide)
-            products = (a.to(wide) * p) @ other.mT, other @ c.to(wide)
+            products = (a.to(wide) * p.to(wide)) @ other.mT, other @ c.to(wide)
             parts.append(torch.cat([products[0], products[1][None]]))
     return torch.stack(parts).sum(0)
 
@@ -374,13 +375,15 @@ CHUNK = 2**16
 """Coordinates of `metric_dot` at a time."""
 
 
-def gramians(left: Rows, right: Rows, metric: Metric | None = None) -> tuple[Tensor, Tensor | None]:
+def gramians(
+    left: Rows, right: Rows, metric: Metric | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
     """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
-    metric.
+    metric. `dtype`: as in `dot`.
     """
     if metric is None:
-        return dot(left, right, left), None
-    found = metric_dot(left, metric.scale, metric.carried, right, left)
+        return dot(left, right, left, dtype), None
+    found = metric_dot(left, metric.scale, metric.carried, right, left, dtype)
     gramian, carried = found[:-1], found[-1]
     return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
 

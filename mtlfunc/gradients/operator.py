@@ -146,8 +146,7 @@ class TaskJacobian:
         if several:
             found = self.shares.summed(found, whole=rows, metric=self.metric, dtype=dtype)
         if gramian and found.gramian is None:
-            wide = {name: x if dtype is None else x.to(dtype) for name, x in found.rows.items()}
-            product, carried = gramians(wide, wide, self.metric)
+            product, carried = gramians(found.rows, found.rows, self.metric, dtype)
             found = found._replace(gramian=0.5 * (product + product.mT), carried=carried)
         if heads == "plain" and self.shares.present is not None:
             found = found._replace(heads=self.shares.plain(found.heads))

@@ -144,8 +144,7 @@ class Shares(NamedTuple):
             found: what `TaskJacobian.measure` found of this process's scaled losses, with its rows.
             whole: every process needs the rows as a whole, and makes the Gramian itself; else it
                 gets its own columns of their sum, for half the traffic.
-            metric: over the leaves that have rows.
-            dtype: of the Gramian's accumulation.
+            metric, dtype: of the leaves that have rows; of the Gramian's accumulation.
         """
         union, rows, gramian, carried = self.union, found.rows, None, []
         found = found._replace(part=self.part(found.losses))
@@ -157,8 +156,7 @@ class Shares(NamedTuple):
             rows, back, cut = _pieces(rows, union)
             if metric is not None:
                 metric = Metric(cut(metric.scale), cut(metric.carried))
-            wide = rows if dtype is None else {name: x.to(dtype) for name, x in rows.items()}
-            products = [x for x in gramians(wide, wide, metric) if x is not None]
+            products = [x for x in gramians(rows, rows, metric, dtype) if x is not None]
             found, (gramian, *carried) = self.totals(found, *products)
             gramian = 0.5 * (gramian + gramian.mT)
         inner = found.pullback
