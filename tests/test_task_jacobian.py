@@ -101,6 +101,7 @@ def test_other_columns():
         zeros = [J.gramian(), (W @ J)["unread"], (W @ J.over("*"))["unread"]]
         zeros += mf.sample_norms(samples, more, X, shared="unread", engine=engine)[1:]
         assert not any(bool(x.any()) for x in zeros)
+        assert "to save" not in str(J.explain())
 
 
 losses_at = lambda a: {name: a * leaf for name, leaf in PARAMS.items()}  # noqa: E731
@@ -170,6 +171,11 @@ def test_complex_parameters():
     assert_close((torch.ones(2).double() @ J)["z"], 2 * z["z"])
     step = {"z": torch.tensor([1j, 1.0], dtype=torch.complex128)}
     assert_close(J @ step, torch.tensor([4.0, 6.0]).double())
+    scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()  # P of real and imaginary parts
+    parts = torch.view_as_real(2 * z["z"]).square()
+    assert_close(J.gramian(metric=Metric({"z": scale}, {})), torch.diag((scale * parts).sum(1)))
+    with pytest.raises(TypeError, match="metric: .*last axis of 2"):
+        J.gramian(metric=Metric({"z": scale[:, 0]}, {}))
 
 
 def test_prints():

@@ -81,7 +81,7 @@ def _planned(
     if tasks:
         passes = "one backward pass a task"
     elif forward.hooked or not looks(jacobian, wanted, rows):
-        asked = forward.hooked or jacobian.engine == "rows"
+        asked = forward.hooked or jacobian.engine == "rows" or not columns
         few = "" if asked else ": too little for layer products to save"
         passes = f'engine "rows" throughout{few}'
     if forward.hooked:
