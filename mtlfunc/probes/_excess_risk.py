@@ -6,7 +6,7 @@ from torch import Tensor
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Heads, Probe, Rows, Select, State, constructor
-from ._jacobian import Edit, RowOptions, row_probe
+from ._jacobian import Edit, row_probe
 from .common import Present, check_memory
 
 
@@ -60,4 +60,4 @@ def excess_risk(
         return rows, {"excess_risk": torch.stack(risks).sum(0)}, squares
 
     edit = Edit(lambda zeros: zeros, update, frozenset({"excess_risk"}))
-    return row_probe(RowOptions(shared, edit=edit, present=present, heads=heads, group=group))
+    return row_probe(shared, edit=edit, present=present, heads=heads, group=group)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -16,16 +15,7 @@ from ..core.expect import expect_function
 from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.operator import Engine
 from ..processes import Group, check_group
-from ..types import (
-    Batch,
-    Heads,
-    Probe,
-    Rows,
-    Select,
-    State,
-    TaskGradients,
-    constructor,
-)
+from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
 from .common import (
     Present,
     Run,
@@ -147,8 +137,9 @@ def jacobian(
                 "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
             )
     return row_probe(
-        RowOptions(shared, mix, mask, None, present, weightings, heads, engine, chunk_size, group)
-    )
+        shared, mix=mix, mask=mask, present=present, weightings=weightings, heads=heads,
+        engine=engine, chunk_size=chunk_size, group=group,
+    )  # fmt: skip
 
 
 def _expect_rows(engine: Engine, use: str) -> None:
@@ -167,108 +158,98 @@ def _check_absent(mix: Mix | None) -> None:
         )
 
 
-class RowOptions(NamedTuple):
-    """The arguments of `jacobian` and of its relatives, which edit the rows with a state."""
+def row_probe(
+    shared: Select,
+    *,
+    mix: Mix | None = None,
+    mask: EditRows | None = None,
+    edit: Edit | None = None,
+    present: Present | None = None,
+    weightings: Weightings | None = None,
+    heads: Heads | None = None,
+    engine: Engine = "auto",
+    chunk_size: int | None = None,
+    group: Group = None,
+) -> Probe:
+    """`jacobian`, or a relative that edits the rows with a state, without mix, mask, weightings."""
+    check_option(engine, "engine", get_args(Engine))
+    check_count(chunk_size, "chunk_size", none=True)
+    check_heads(heads)
+    check_present(present)
+    check_group(group)
+    if group is not None:
+        _expect_rows(engine, "products of two processes' gradients (group=) need them")
+    shared = fixed(shared)
 
-    shared: Select
-    mix: Mix | None = None
-    mask: EditRows | None = None
-    edit: Edit | None = None  # not with mix or mask
-    present: Present | None = None
-    weightings: Weightings | None = None  # not with edit or mix
-    heads: Heads | None = None  # None is the rule's
-    engine: Engine = "auto"
-    chunk_size: int | None = None
-    group: Group = None
+    def labels(run: Run, batch: Batch) -> Tensor | None:
+        counts = run.labels(present, batch, counts=group is not None)
+        if counts is not None:
+            _check_absent(mix)
+        return counts
 
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        params = run.params
+        check_params(params, mixed=group is None)
+        names, counts = select(params, shared), labels(run, batch)
+        if (weights := run.weightings(weightings, batch)) is None:
+            losses = first_losses(run, batch, names, hint=True, counts=counts)
+        else:
+            # of this process's samples: 1/R of each rank's, as many as there are, is their sum
+            losses = run.union.size * first_of_weightings(run, batch, of_labelled(weights, counts))
+            counts = None
+        losses = run.started(
+            losses, counts, shared=shared, mix=mix, mask=mask, edit=edit, present=present,
+            weightings=weightings, heads=heads,
+        )  # fmt: skip
+        state = ()
+        if edit is not None:
+            real, count = real_of(params), len(losses)
+            state = edit.init({x: real[x].new_zeros(count, *real[x].shape) for x in names})
+        elif mix is not None or mask is not None:
+            state = random.stream(key)
+        if mix is not None:
+            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
+        return losses, state
 
-def row_probe(options: RowOptions) -> Probe:
-    """The probe of these options, or an error that names the bad one."""
-    check_option(options.engine, "engine", get_args(Engine))
-    check_count(options.chunk_size, "chunk_size", none=True)
-    check_heads(options.heads)
-    check_present(options.present)
-    check_group(options.group)
-    if options.group is not None:
-        _expect_rows(options.engine, "products of two processes' gradients (group=) need them")
-    options = options._replace(shared=fixed(options.shared))
-    added = frozenset() if options.edit is None else options.edit.measures
-    measures = added | {"gramian"}
-    weighted = None if options.edit or options.mix else options.weightings is not None
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        names, key = select(run.params, shared), _NO_KEY
+        if mix is not None or mask is not None:
+            check_memory(isinstance(state, random.Stream))
+            key, state = random.draw(state)
+        elif edit is None:
+            check_memory(isinstance(state, tuple) and not state)
+        counts, weights = labels(run, batch), run.weightings(weightings, batch)
+        if weights is not None:
+            weights = of_labelled(weights, counts)
+        metric = None if run.metric is None else run.metric(names)
+        if metric is not None:
+            _expect_rows(engine, "a metric weighs their coordinates")
+        jacobian = replace(
+            run(batch, counts if weights is None else None, weights), columns=names, metric=metric,
+            engine=engine, chunk_size=chunk_size,
+        )  # fmt: skip
+        if mix is not None:
+            jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
+        edited = not (mask is edit is None)  # then the rows are needed themselves
+        found = jacobian.measure(
+            gramian=not edited, rows=edited, combine=run.combines,
+            heads=(heads or run.heads) if run.combines else None,
+        )  # fmt: skip
+        rows, extra = found.rows, {}
+        if mask is not None:
+            rows = _masked(mask, random.fold_in(key, 1), rows)
+        if edit is not None:
+            rows, extra, state = edit.update(rows, found.present, state)
+        if edited:
+            gramian, carried = gramians(rows, rows, metric)
+            found = found._replace(rows=rows, gramian=gramian, carried=carried)
+        return answered(found, extra), state
+
+    measures = (frozenset() if edit is None else edit.measures) | {"gramian"}
+    weighted = None if edit or mix else weightings is not None
     return Probe(
-        partial(_init, options), partial(_update, options), options.group, measures,
-        options.shared, weighted, mixes=options.mix is not None, metric=True,
-    )  # fmt: skip
-
-
-def _init(options: RowOptions, run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-    params = run.params
-    check_params(params, mixed=options.group is None)
-    names = select(params, options.shared)
-    counts = _labels(options, run, batch)
-    if (weights := run.weightings(options.weightings, batch)) is None:
-        losses = first_losses(run, batch, names, hint=True, counts=counts)
-    else:
-        # of this process's samples: 1/R of each rank's, as many as there are, is their sum
-        losses = run.union.size * first_of_weightings(run, batch, of_labelled(weights, counts))
-        counts = None
-    own = {"group", "engine", "chunk_size"}  # a rank's
-    facts = {name: value for name, value in options._asdict().items() if name not in own}
-    losses = run.started(losses, counts, **facts)
-    state = ()
-    if options.edit is not None:
-        real, count = real_of(params), len(losses)
-        state = options.edit.init({x: real[x].new_zeros(count, *real[x].shape) for x in names})
-    elif options.mix is not None or options.mask is not None:
-        state = random.stream(key)
-    if options.mix is not None:
-        losses = _mixed(options.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
-    return losses, state
-
-
-def _labels(options: RowOptions, run: Run, batch: Batch) -> Tensor | None:
-    counts = run.labels(options.present, batch, counts=options.group is not None)
-    if counts is not None:
-        _check_absent(options.mix)
-    return counts
-
-
-def _update(
-    options: RowOptions, run: Run, batch: Batch, state: State
-) -> tuple[TaskGradients, State]:
-    mix, mask, edit = options.mix, options.mask, options.edit
-    names, key = select(run.params, options.shared), _NO_KEY
-    if mix is not None or mask is not None:
-        check_memory(isinstance(state, random.Stream))
-        key, state = random.draw(state)
-    elif edit is None:
-        check_memory(isinstance(state, tuple) and not state)
-    counts, weights = _labels(options, run, batch), run.weightings(options.weightings, batch)
-    if weights is not None:
-        weights = of_labelled(weights, counts)
-    metric = None if run.metric is None else run.metric(names)
-    if metric is not None:
-        _expect_rows(options.engine, "a metric weighs their coordinates")
-    jacobian = replace(
-        run(batch, counts if weights is None else None, weights), columns=names, metric=metric,
-        engine=options.engine, chunk_size=options.chunk_size,
-    )  # fmt: skip
-    if mix is not None:
-        jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
-    edited = not (mask is edit is None)  # then the rows are needed themselves
-    found = jacobian.measure(
-        gramian=not edited, rows=edited, combine=run.combines,
-        heads=(options.heads or run.heads) if run.combines else None,
-    )  # fmt: skip
-    rows, extra = found.rows, {}
-    if mask is not None:
-        rows = _masked(mask, random.fold_in(key, 1), rows)
-    if edit is not None:
-        rows, extra, state = edit.update(rows, found.present, state)
-    if edited:
-        gramian, carried = gramians(rows, rows, metric)
-        found = found._replace(rows=rows, gramian=gramian, carried=carried)
-    return answered(found, extra), state
+        init, update, group, measures, shared, weighted, mixes=mix is not None, metric=True
+    )
 
 
 _NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn

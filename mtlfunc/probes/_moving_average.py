@@ -12,7 +12,7 @@ from ..core.expect import expect_function
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Heads, Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import Edit, RowOptions, row_probe
+from ._jacobian import Edit, row_probe
 from .common import Present, check_memory
 
 Rate = Scalar | Callable[[Tensor], Tensor]
@@ -105,7 +105,7 @@ def moving_average(
         return rows, {}, MovingAverageState(kept, mass, steps)
 
     edit = Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected))
-    return row_probe(RowOptions(shared, edit=edit, present=present, heads=heads, group=group))
+    return row_probe(shared, edit=edit, present=present, heads=heads, group=group)
 
 
 def _over(vector: Tensor, leaf: Tensor) -> Tensor:
