@@ -92,6 +92,11 @@ def test_other_columns():
         assert list(W @ some) == list(some.columns)
         step = {name: STEP[name] for name in some.columns}
         assert_close(some @ step, matrix @ flat(step, step)[0])
+        left = [name for name in PARAMS if name not in some.columns]
+        for wanted in ({}, {"gramian": True}, {"rows": True}):  # the others get their mean
+            grads = some.measure(**wanted, heads="plain").combine(W)
+            assert_close(flat(grads, some.columns)[0], W @ matrix)
+            assert_close(flat(grads, left)[0], flat(ROWS, left).mean(0))
     two = lambda p, x: (vector(p, x)[0], p["0.bias"].sum() * torch.nan)  # noqa: E731
     lost = mf.task_jacobian(two, PARAMS, X)
     assert_close(lost[[0]].gramian(), (flat(ROWS) @ flat(ROWS).T)[:1, :1])

@@ -318,7 +318,7 @@ class TaskJacobian:
             way = self._opened(forward, some)
             rows, gramian, heads = self._made(way, some, weight)
         if weight is not None:
-            heads = with_zeros(leaves, heads, leaves.keys() - {*wanted.columns})
+            heads = with_zeros(leaves, heads, leaves.keys() - {*self.columns})
         if not wanted.gramian:  # a Gramian is made of them later
             rows = with_zeros(leaves, rows, wanted.columns, len(self))
         elif gramian is None:
@@ -365,7 +365,7 @@ class TaskJacobian:
     ) -> tuple[Rows, Tensor | None, Params]:
         """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
         columns, rows, gramian, heads = wanted.columns, {}, None, {}
-        others, total = self._of_others(wanted, weight)
+        others, total = self._of_others(weight)
         if isinstance(way, BySamples):
             assert self.mix is not None
             rows, gramian = way.measure(columns, wanted.gramian, self.mix, self.chunk_size)
@@ -380,9 +380,9 @@ class TaskJacobian:
             heads |= way.pull(total, left)
         return rows, gramian, heads
 
-    def _of_others(self, wanted: Wanted, weight: float | None) -> tuple[tuple[str, ...], Tensor]:
+    def _of_others(self, weight: float | None) -> tuple[tuple[str, ...], Tensor]:
         """The other leaves, and cotangents of `weight` times the tasks' sum; none without it."""
-        columns, value, total = set(wanted.columns), self.forward.value, self.scale
+        columns, value, total = set(self.columns), self.forward.value, self.scale
         names = tuple([name for name in self.forward.params if name not in columns])
         if weight is None or not names:
             return (), value

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
-from ..gradients.operator import Measurement, weights_of
+from ..gradients.operator import Measurement
 from ..gradients.run import Forward
 from ..processes import Group, check_group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
@@ -78,14 +78,13 @@ def double_sampling(
                 "needs labels; leave present out"
             )
 
-        given: Heads = heads or run.heads
+        given = (heads or run.heads) if run.combines else None
 
-        def taken(one: Batch, rows: bool) -> Measurement:
-            jacobian = run(one).over(shared)
-            return jacobian.measure(rows=rows, combine=False, heads=given if rows else "weighted")
+        def measured(one: Batch, rows: bool) -> Measurement:
+            return run(one).over(shared).measure(rows=rows, heads=given)
 
         # of the third no rows are kept
-        first, second, *third = [taken(one, i < 2) for i, one in enumerate(_several(batch))]
+        first, second, *third = [measured(one, i < 2) for i, one in enumerate(_several(batch))]
         stepped = stepped_on([first, second, *third])
         losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
@@ -99,9 +98,8 @@ def double_sampling(
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)
 
         def combine(weights: Tensor) -> Params:
-            if third:
-                return _afresh(third[0], weights, names, given)
-            return map_params(lambda a, b: 0.5 * (a + b), *[x.combine(weights) for x in stepped])
+            grads = [x.combine(weights) for x in stepped]
+            return map_params(lambda a, b: 0.5 * (a + b), *grads) if grads[1:] else grads[0]
 
         aux = tuple(x.aux for x in (first, second, *third))
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
@@ -117,17 +115,6 @@ def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> 
         error.add_note("double_sampling: each entry of the batch is a batch of its own")
         raise
     return torch.stack(losses).mean(0)
-
-
-def _afresh(found: Measurement, weights: Tensor, names: tuple[str, ...], heads: Heads) -> Params:
-    """The third batch, of which no rows are kept: one pass for every way of weighing its losses."""
-    weight = weights_of(len(found.losses))[heads]
-    if weight is None:
-        return found.combine(weights)
-    others = tuple(name for name in found.names if name not in names)
-    grads = found.pullback(weights, names)
-    grads |= found.pullback(torch.full_like(found.losses, weight), others) if others else {}
-    return {name: grads[name] for name in found.names}
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:
