@@ -14,11 +14,10 @@ from ..core.expect import expect_function
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
 from ..gradients.losses import Losses, Tasks, parse_losses
-from ..gradients.operator import Measurement
 from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
-from ..processes import ALONE, Group, Shares, check_group, mask_of
+from ..processes import ALONE, Group, check_group, mask_of
 from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
 from .common import (
     Present,
@@ -103,7 +102,6 @@ def representation(
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         params = run.params
-
         check_params(params)
         names = select(params, shared)
         counts = run.labels(present, batch, counts=group is not None)
@@ -140,43 +138,28 @@ def representation(
             own = {name: both[f"decode {name}"] for name in params}
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
-        given = heads or run.heads
         both = Run.of(decoded, leaves | z, lambda x: _parse_decoded(x, state), union=run.union)
-        counts = run.labels(present, batch, counts=group is not None)
-        jacobian = both(batch, counts)
+        jacobian = both(batch, run.labels(present, batch, counts=group is not None))
         # z of the union is a concatenation: rows are each process's own, and their Gramians add up
         shares = jacobian.shares
-        here = shares._replace(union=ALONE)
-        jacobian = replace(jacobian, columns=tuple(z), shares=here)
-        found = jacobian.measure(gramian=True, rows=True, combine=False, heads=given)
+        jacobian = replace(jacobian, columns=tuple(z), shares=shares._replace(union=ALONE))
+        found = jacobian.measure(gramian=True, rows=True, heads=heads or run.heads)
+        assert found.gramian is not None
+        part = shares.part(found.losses)
+        found, (gramian,) = shares.totals(found, found.gramian)
 
-        def through(gradient: Params) -> Params:
-            with recording_context((z, found.rows, gradient)):
-                return real_of(pull(gradient)[0])
+        def combine(weights: Tensor) -> Params:
+            grads = found.combine(weights)
+            at_z = {name: grads[name] for name in z}
+            with recording_context((z, found.rows, at_z)):
+                trunk = real_of(pull(at_z)[0])
+            return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in params})
 
-        return _measured(found, shares, through, tuple(params)), state
+        answer = answered(found._replace(gramian=gramian, part=part), {})
+        return answer._replace(combine=combine), state
 
     measures = frozenset({"gramian"})
     return Probe(init, update, group, measures, calls_model=True)
-
-
-def _measured(
-    found: Measurement,
-    shares: Shares,
-    through: Callable[[Params], Params],
-    names: tuple[str, ...],
-) -> TaskGradients:
-    """The geometry of rows at z; `through` pulls a gradient at z back through the trunk."""
-    assert found.gramian is not None
-    part = shares.part(found.losses)
-    found, (gramian,) = shares.totals(found, found.gramian)
-
-    def combined(weights: Tensor) -> Params:
-        grads = found.combine(weights)
-        trunk = through({name: grads[name] for name in found.rows})
-        return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in names})
-
-    return answered(found._replace(gramian=gramian, part=part), {})._replace(combine=combined)
 
 
 def _parse_decoded(out: Any, tasks: Tasks) -> Losses:
