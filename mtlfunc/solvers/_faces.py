@@ -12,17 +12,7 @@ from torch.func import vmap
 from ..types import Solver, constructor
 from . import simplex
 from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
-from .problems import (
-    Answer,
-    CAGrad,
-    DualCone,
-    MinNorm,
-    Problem,
-    constant_steps,
-    resolution,
-    root,
-    solver,
-)
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, resolution, root, solver
 
 MOST_TASKS = 6
 
@@ -53,19 +43,19 @@ def faces() -> Solver:
                 f"faces: {count} tasks have {2**count - 1} faces; at most {MOST_TASKS} are "
                 "enumerated. Use auto()"
             )
-        steps = constant_steps(problem, 2**count - 1)
-        return *answer_by(problem, eps, _min_norm, _dual_cone, _cagrad), steps
+        return *answer_by(problem, eps, _min_norm, _dual_cone, _cagrad), 2**count - 1
 
     return solver(solve)
 
 
 def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
     fixed = MinNorm(problem.gramian.detach())
-    candidates = vmap(lambda face: scale_to_simplex(min_norm_face(fixed, face)))(
-        simplex.faces(len(fixed.gramian), fixed.gramian.device)
-    )
-    support = _support(candidates, vmap(lambda w: _violation(fixed, w))(candidates))
-    w = scale_to_simplex(min_norm_face(problem, support))
+
+    def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
+        w = scale_to_simplex(min_norm_face(fixed, face))
+        return w, _violation(fixed, w)
+
+    w = scale_to_simplex(min_norm_face(problem, _support(candidate, fixed.gramian)))
     # a zero gradient: the hull holds 0, and every such task is as good
     converged = (problem.gramian.diagonal() <= 0).to(w)
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
@@ -79,8 +69,7 @@ def _cagrad(problem: CAGrad) -> Float[Tensor, " task"]:
         w = scale_to_simplex(w)
         return w, _violation(fixed, w).where(bounded, torch.inf)
 
-    support = _support(*vmap(candidate)(simplex.faces(len(fixed.gramian), fixed.gramian.device)))
-    w = scale_to_simplex(cagrad_face(problem, support)[0])
+    w = scale_to_simplex(cagrad_face(problem, _support(candidate, fixed.gramian))[0])
     flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
     lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
     return torch.where(flat, lowest, w)
@@ -132,9 +121,7 @@ def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
         slack = (fixed.linear + fixed.gramian @ u) / n
         return u, torch.where(u > 0, slack.abs(), -slack).amax().clamp_min(0)
 
-    count = len(fixed.gramian)
-    none = torch.zeros(1, count, dtype=torch.bool, device=n.device)
-    support = _support(*vmap(candidate)(torch.cat([none, simplex.faces(count, n.device)])))
+    support = _support(candidate, fixed.gramian, first=0)
     return dual_cone_face(problem, support, eps).clamp_min(0)
 
 
@@ -153,8 +140,14 @@ def _violation(problem: MinNorm | CAGrad, w: Tensor) -> Tensor:
 
 
 def _support(
-    candidates: Float[Tensor, "face task"], violation: Float[Tensor, " face"]
+    candidate: Callable[[Tensor], tuple[Tensor, Tensor]], gramian: Tensor, first: int = 1
 ) -> Bool[Tensor, " task"]:
+    """Where the weights of the face that violates least are positive; the empty face is number 0.
+
+    Args:
+        candidate: from a face `[task]` to its weights `[task]` and their violation.
+    """
+    candidates, violation = vmap(candidate)(simplex.faces(len(gramian), gramian.device, first))
     best = violation.where(violation.isfinite(), torch.inf).argmin()
     chosen = torch.arange(len(violation), device=violation.device) == best
     return ((candidates > 0) & chosen[:, None]).any(0)

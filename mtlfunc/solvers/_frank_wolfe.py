@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.checks import check_count, check_option
 from ..types import Solver, constructor
-from .problems import RESOLUTION, Answer, CAGrad, DualCone, Problem, constant_steps, solver
+from .problems import RESOLUTION, Answer, CAGrad, DualCone, Problem, solver
 
 StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
 
@@ -73,7 +73,7 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
             w = w.clamp_min(0)
             w = w / w.sum()
         weights = problem.recover(w) if isinstance(problem, CAGrad) else w
-        return weights, w, constant_steps(problem, steps)
+        return weights, w, steps
 
     return solver(solve)
 

@@ -11,7 +11,7 @@ from ..core.checks import check_count
 from ..types import Solver, constructor
 from . import simplex
 from .face_solve import lengths
-from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, constant_steps, root, solver
+from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, root, solver
 
 
 @constructor
@@ -43,15 +43,14 @@ def projected_gradient(steps: int = 1000) -> Solver:
     check_count(steps, "steps")
 
     def solve(problem: Problem, eps: float) -> Answer:
-        count = constant_steps(problem, steps)
         if isinstance(problem, DualCone):
             u = _dual_cone(problem, steps)
-            return problem.weights + u, u, count
+            return problem.weights + u, u, steps
         w = _simplex(problem, steps)
         if isinstance(problem, MinNorm):
-            return w, w, count
+            return w, w, steps
         push = _dual_cone(DualCone(problem.gramian, problem.preference), steps)
-        return _better_direction(problem, w, push), w, count
+        return _better_direction(problem, w, push), w, steps
 
     return solver(solve)
 

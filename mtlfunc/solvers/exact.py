@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,10 +144,7 @@ def _kernel(
     inputs, count = (gramian, vector, c), gramian.shape[-1]
     single = [x is None or x.ndim == rank for x, rank in zip(inputs, _RANKS, strict=True)]
     if gramian.is_cpu and all(single):  # one problem: views in NumPy cost less than in torch
-        from ._kernels.active_set_batch import solve as solve_on_cpu  # numba: half a second
-
-        arrays = [None if x is None else _array(x.detach())[None] for x in inputs]
-        found = solve_on_cpu(*arrays, eps, torch.get_num_threads())  # pyright: ignore
+        found = _on_cpu([None if x is None else _array(x.detach())[None] for x in inputs], eps)
         report, support, info = [torch.from_numpy(x[0]) for x in found]
         return report, support, info
     lead = leading_shape(zip(inputs, _RANKS, strict=True))
@@ -155,16 +153,12 @@ def _kernel(
     vector = None if vector is None else flatten_batch(vector, lead, 1)
     c = None if c is None else flatten_batch(c, lead, 0)
     if on_gpu:
-        from ._kernels.active_set_gpu import solve as solve_on_gpu  # Triton is optional
+        from ._kernels.active_set_gpu import solve  # Triton is optional
 
-        answer = solve_on_gpu(matrix, vector, c, eps)
+        report, support, info = solve(matrix, vector, c, eps)
     else:
-        from ._kernels.active_set_batch import solve as solve_on_cpu
-
-        arrays = [None if x is None else _array(x.cpu()) for x in (matrix, vector, c)]
-        found = solve_on_cpu(*arrays, eps, torch.get_num_threads())  # pyright: ignore
-        answer = (torch.from_numpy(x).to(gramian.device) for x in found)
-    report, support, info = answer
+        found = _on_cpu([None if x is None else _array(x.cpu()) for x in (matrix, vector, c)], eps)
+        report, support, info = [torch.from_numpy(x).to(gramian.device) for x in found]
     return (
         report.reshape(*lead, 3 * count + 2),
         support.reshape(*lead, 2, count),
@@ -176,24 +170,19 @@ def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:
     """The Gramians on one batch axis, each once where the problems that share it follow each other,
     as UPGrad's T right-hand sides do under `vmap`.
     """
-    own = gramian.shape[:-2]
-    kept = len(own)
-    while kept and own[kept - 1] == 1:
-        kept -= 1
-    if kept == 0 or lead.numel() == 0:
-        return flatten_batch(gramian, lead, 2)
-    ahead = lead[: len(lead) - len(own) + kept]
-    core = gramian.shape[-2:]
-    return (
-        gramian.detach()
-        .reshape(*own[:kept], *core)
-        .expand(*ahead, *core)
-        .reshape(ahead.numel(), *core)
-    )
+    while lead.numel() and gramian.ndim > 2 and gramian.shape[-3] == 1:
+        gramian, lead = gramian.squeeze(-3), lead[:-1]
+    return flatten_batch(gramian, lead, 2)
 
 
 def _array(x: Tensor) -> np.ndarray:
     return np.asarray(x.double().numpy(), order="C")
+
+
+def _on_cpu(arrays: list[Any], eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    from ._kernels.active_set_batch import solve  # numba: half a second
+
+    return solve(*arrays, eps, torch.get_num_threads())
 
 
 define(

@@ -90,7 +90,7 @@ class MinNorm(NamedTuple):
         rates = self.gramian @ weights
         square = weights @ rates
         gap = (square - rates.amin()).clamp_min(0)
-        return Solution(weights, dual, rates, 0.5 * square, gap, count_of(self, steps))
+        return Solution(weights, dual, rates, 0.5 * square, gap, _count(steps, self))
 
 
 class CAGrad(NamedTuple):
@@ -147,7 +147,7 @@ class CAGrad(NamedTuple):
         """
         rates, value = self.gramian @ weights, self.objective(dual)
         gap = (value - rates.amin()).clamp_min(0)
-        return Solution(weights, dual, rates, value, gap, count_of(self, steps))
+        return Solution(weights, dual, rates, value, gap, _count(steps, self))
 
 
 class DualCone(NamedTuple):
@@ -175,7 +175,7 @@ class DualCone(NamedTuple):
         lengths = root(self.gramian.diagonal())
         charge = lengths @ weights.abs() / or_one(lengths)
         gap = dual @ rates.abs() + ((-rates).clamp_min(0) * charge).sum()
-        return Solution(weights, dual, rates, 0.5 * weights @ rates, gap, count_of(self, steps))
+        return Solution(weights, dual, rates, 0.5 * weights @ rates, gap, _count(steps, self))
 
 
 Problem = MinNorm | CAGrad | DualCone
@@ -307,7 +307,7 @@ def or_one(x: Tensor) -> Tensor:
     return x.where(x != 0, 1.0)
 
 
-Answer = tuple[Tensor, Tensor, Int[Tensor, ""]]
+Answer = tuple[Tensor, Tensor, Int[Tensor, ""] | int]
 """weights, dual, steps."""
 
 
@@ -332,7 +332,7 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
         weights, dual, steps = solve(scaled, eps)
         solution = wide.solution(poison(weights, *wide), poison(dual, *wide), steps)
-        return Solution._make([*(x.to(dtype) for x in solution[:-1]), steps])
+        return Solution._make([*(x.to(dtype) for x in solution[:-1]), solution.steps])
 
     return solve_certified
 
@@ -368,9 +368,7 @@ def check_problem(problem: object) -> None:
         )
 
 
-def count_of(problem: Problem, steps: Tensor | int) -> Int[Tensor, ""]:
-    return steps if isinstance(steps, Tensor) else constant_steps(problem, steps)
-
-
-def constant_steps(problem: Problem, steps: int) -> Int[Tensor, ""]:
+def _count(steps: Tensor | int, problem: Problem) -> Int[Tensor, ""]:
+    if isinstance(steps, Tensor):
+        return steps
     return torch.full((), steps, dtype=torch.int64, device=problem.gramian.device)

@@ -43,7 +43,9 @@ def project_present(point: Float[Tensor, " task"], present: Bool[Tensor, " task"
     return project((point - top).where(present, -2.0)).where(present, 0.0)
 
 
-def faces(count: int, device: torch.device | None = None) -> Bool[Tensor, "face task"]:
-    """All 2^T - 1 non-empty subsets of the tasks, as masks."""
-    codes = torch.arange(1, 2**count, device=device)
+def faces(
+    count: int, device: torch.device | None = None, first: int = 1
+) -> Bool[Tensor, "face task"]:
+    """All subsets of the tasks from number `first`, as masks; number 0 is empty."""
+    codes = torch.arange(first, 2**count, device=device)
     return (codes[:, None] >> torch.arange(count, device=device)) % 2 == 1

@@ -13,7 +13,7 @@ from ..core.extras import expect_installed
 from ..core.operators import define, flatten_batch, leading_shape
 from ..solvers import CAGrad, DualCone, MinNorm
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from ..solvers.problems import Answer, Problem, constant_steps, resolution, solver
+from ..solvers.problems import Answer, Problem, resolution, solver
 from ..types import Solver, constructor
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -49,19 +49,18 @@ def cvx() -> Solver:
                 "cvx cannot run inside torch.compile; use faces (T <= 6), frank_wolfe or "
                 "projected_gradient there"
             )
-        steps = constant_steps(problem, 0)
         weights, w = _solved(problem, eps)
         if isinstance(problem, DualCone):
             support = _active_support(w, problem.linear + problem.gramian @ w, problem)
             u = carry_derivatives(w, dual_cone_face(problem, support, eps))
-            return problem.weights + u, u, steps
+            return problem.weights + u, u, 0
         rates = problem.gradient(w)
         support = _active_support(w, rates - w @ rates, problem)
         if isinstance(problem, MinNorm):
             w = carry_derivatives(w, min_norm_face(problem, support))
-            return w, w, steps
+            return w, w, 0
         dual = carry_derivatives(w, cagrad_face(problem, support)[0])
-        return carry_derivatives(weights, problem.recover(dual)), dual, steps
+        return carry_derivatives(weights, problem.recover(dual)), dual, 0
 
     return solver(solve)
 
