@@ -35,7 +35,8 @@ def warmup() -> dict[str, Path | None]:
     two, many = np.eye(2), np.eye(2)[None]
     with COMPILER.allowed():
         active_set_batch.solve(many, None, None, 1e-16, 1)  # one kernel for all three problems
-        surgery.solve(many, np.zeros(1, np.int64), None, None, 1e-16, 1, 1)
+        key, none = np.zeros(1, np.int64), np.zeros((1, 0, 0))
+        surgery.solve(many, key, none.astype(np.int64), none, 1e-16, 1, 1)
         equiangular.solve.run(two, np.ones(2), 1e-16, np.empty(2), np.empty(2))
     kernels = {
         "solvers": active_set_cpu._range,

@@ -2,7 +2,8 @@
 the rules' own loops in torch run.
 """
 
-import numpy as np
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,6 +40,8 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
 
 
 _RANKS = (2, 0, 2, 2)  # of gramian, key, orders, targets
+_KINDS = (torch.float64, torch.int64, torch.int64, torch.float64)
+_NOT_GIVEN = [torch.zeros((0,) * rank) for rank in _RANKS]
 
 
 def _kernel(
@@ -46,20 +49,16 @@ def _kernel(
 ) -> tuple[Tensor, Tensor]:
     from ._kernels.surgery import solve  # numba takes half a second to import
 
-    inputs = list(zip((gramian, key, orders, targets), _RANKS, strict=True))
-    lead = leading_shape(inputs)
-
-    def array(x: Tensor | None, rank: int) -> np.ndarray | None:
-        if x is None:
-            return None
-        x = x.double() if x.is_floating_point() else x
-        return flatten_batch(x, lead, rank).contiguous().numpy()
-
-    arrays = [array(x, rank) for x, rank in inputs]
-    settings = (eps, lead.numel(), torch.get_num_threads())
-    answers = solve(*arrays, *settings)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    pairs = zip((gramian, key, orders, targets), _NOT_GIVEN, strict=True)
+    inputs = [none if x is None else x for x, none in pairs]
+    lead = leading_shape(zip(inputs, _RANKS, strict=True))
+    arrays: list[Any] = [
+        flatten_batch(x.to(kind), lead, rank).contiguous().numpy()
+        for x, rank, kind in zip(inputs, _RANKS, _KINDS, strict=True)
+    ]
     coefficients, cosines = (
-        torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:]) for x in answers
+        torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:])
+        for x in solve(*arrays, eps, lead.numel(), torch.get_num_threads())
     )
     return coefficients, cosines
 

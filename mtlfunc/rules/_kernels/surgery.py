@@ -21,35 +21,22 @@ _jit = jit(fastmath={"contract"})
 
 
 def solve(
-    gramian: Array,
-    key: Array | None,
-    orders: Array | None,
-    targets: Array | None,
-    eps: float,
-    batch: int,
-    threads: int,
+    gramian: Array, key: Array, orders: Array, targets: Array, eps: float, batch: int, threads: int
 ) -> tuple[Array, Array]:
     """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`); an array of batch length 1
     is shared by all.
 
     Args:
         gramian: float64 `[batch, T, T]`.
-        key: int64 `[batch]`, used where `orders` is None.
-        orders: int64 `[batch, T, T]`.
-        targets: float64 `[batch, T, T]`; None for PCGrad.
+        key: int64 `[batch]`, used where there are no `orders`.
+        orders: int64 `[batch, T, T]`; `[1, 0, 0]` is none.
+        targets: float64 `[batch, T, T]`; `[1, 0, 0]` for PCGrad.
         eps: noise level of the Gramian's entries.
         batch: how many problems there are.
         threads: the most at work.
     """
     count = gramian.shape[-1]
-    none = np.zeros((1, 0, 0))
-    arguments = (
-        gramian,
-        np.zeros(1, dtype=np.int64) if key is None else key,
-        np.zeros((1, 0, 0), dtype=np.int64) if orders is None else orders,
-        none if targets is None else targets,
-        8 * count * eps,
-    )
+    arguments = gramian, key, orders, targets, 8 * count * eps
     coefficients, cosines = np.empty((batch, count, count)), np.empty((batch, count, count))
     work = batch * count**3
     if threads == 1 or work < PARALLEL_WORK:
@@ -93,16 +80,9 @@ def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
 
 @_jit
 def _range(
-    gramian: Array,
-    key: Array,
-    orders: Array,
-    targets: Array,
-    noise: float,
-    lo: int,
-    hi: int,
-    coefficients: Array,
-    cosines: Array,
-) -> None:
+    gramian: Array, key: Array, orders: Array, targets: Array, noise: float, lo: int, hi: int,
+    coefficients: Array, cosines: Array,
+) -> None:  # fmt: skip
     count = gramian.shape[-1]
     adapt = targets.shape[-1] == count and count > 0
     unit, length, row = np.empty((count, count)), np.empty(count), np.empty(count)
