@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference, poison, values_readable
+from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
 from .common import gramian_of, preference_of, reading
+from .losswise import require_nonnegative
 
 SHARPNESS = 1e3
 """The linear programme's objective, largest entry 1, against ½‖α - centre‖²: its loss is at most
@@ -70,11 +71,7 @@ def epo(
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        if values_readable(geometry.losses) and bool((geometry.losses < 0).any()):
-            raise ValueError(
-                f"epo: the ray r∘L = constant needs losses >= 0, got {geometry.losses.tolist()}; "
-                "shift the losses, or bound them below"
-            )
+        bounded = require_nonnegative(geometry.losses, "epo: the ray r∘L = constant needs")
         present, losses = geometry.present, geometry.losses.double()
         noise = 8 * len(losses) * torch.finfo(gramian.dtype).eps
         r = preference_of(geometry, inverse_ray, losses)
@@ -108,8 +105,7 @@ def epo(
         alpha, feasible = _maximise(
             torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solve
         )
-        losses = losses.where(losses >= 0, float("nan"))
-        return poison(torch.where(feasible, alpha, r).to(gramian), gramian, losses), ()
+        return poison(torch.where(feasible, alpha, r).to(gramian), gramian, bounded), ()
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(inverse_ray, losses, "inverse_ray")

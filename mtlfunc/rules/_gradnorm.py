@@ -12,7 +12,7 @@ from ..core.checks import check_scalar, poison, values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
-from .losswise import check_shape, learn
+from .losswise import check_shape, learn, require_nonnegative
 
 
 class GradNormState(NamedTuple):
@@ -99,17 +99,12 @@ def gradnorm(
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        if values_readable(geometry.losses) and bool((geometry.losses < 0).any()):
-            raise ValueError(
-                "gradnorm: relative rates L(t)/L(0) need losses >= 0, got "
-                f"{geometry.losses.tolist()}; shift the losses, or bound them below"
-            )
+        losses = require_nonnegative(geometry.losses, "gradnorm: relative rates L(t)/L(0) need")
         w = state.weights
         count = len(w)
         length = root(gramian.diagonal()).to(w.dtype)
         norm = w * length
-        ratio = geometry.losses / state.initial
-        ratio = ratio.where(ratio >= 0, float("nan"))
+        ratio = losses / state.initial
         present = geometry.present
         mean_ratio = mean_present(ratio, present)
         rate = torch.where(mean_ratio == 0, 1.0, ratio / or_one(mean_ratio)) ** alpha

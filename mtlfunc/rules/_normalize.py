@@ -5,11 +5,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.checks import check_option, values_readable
+from ..core.checks import check_option
 from ..core.expect import expect_rule, heads_of
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of, mean_present, reading_also
+from .losswise import require_nonnegative
 
 By = Literal["norm", "loss", "both"]
 
@@ -50,12 +51,9 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
-        if by != "norm" and values_readable(losses) and bool((losses < 0).any()):
-            raise ValueError(
-                f"normalize: dividing by the losses needs losses >= 0, got {losses.tolist()}; "
-                "shift the losses, or bound them below"
-            )
-        size = torch.ones_like(losses) if by == "norm" else losses.where(losses >= 0, float("nan"))
+        size = torch.ones_like(losses)
+        if by != "norm":
+            size = require_nonnegative(losses, "normalize: dividing by the losses needs")
         if by != "loss":
             length = root(gramian_of(geometry).diagonal())
             size = size.to(length) * length

@@ -37,6 +37,15 @@ def require_positive(
     return torch.where(present, losses.where(losses > 0, float("nan")), 1.0)
 
 
+def require_nonnegative(losses: Float[Tensor, " row"], use: str) -> Float[Tensor, " row"]:
+    """The losses; an error about this `use` where one is below 0, NaN if it is unseen."""
+    if values_readable(losses) and bool((losses < 0).any()):
+        raise ValueError(
+            f"{use} losses >= 0, got {losses.tolist()}; shift the losses, or bound them below"
+        )
+    return losses.where(losses >= 0, float("nan"))
+
+
 def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
     """prior∘exp(x) / Σ prior∘exp(x): softmax for a constant prior, 0 where the prior is 0."""
     inside = prior > 0
