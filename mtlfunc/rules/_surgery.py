@@ -4,6 +4,7 @@ the rules' own loops in torch run.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,8 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
 
 
 _RANKS = (2, 0, 2, 2)  # of gramian, key, orders, targets
-_KINDS = (torch.float64, torch.int64, torch.int64, torch.float64)
-_NOT_GIVEN = [torch.zeros((0,) * rank) for rank in _RANKS]
+_NO_KEY, _NO_ORDERS = (np.zeros(shape, np.int64) for shape in (1, (1, 0, 0)))
+_NOT_GIVEN = (None, _NO_KEY, _NO_ORDERS, np.zeros((1, 0, 0)))
 
 
 def _kernel(
@@ -49,13 +50,15 @@ def _kernel(
 ) -> tuple[Tensor, Tensor]:
     from ._kernels.surgery import solve  # numba takes half a second to import
 
-    pairs = zip((gramian, key, orders, targets), _NOT_GIVEN, strict=True)
-    inputs = [none if x is None else x for x, none in pairs]
+    inputs = (gramian, key, orders, targets)
     lead = leading_shape(zip(inputs, _RANKS, strict=True))
-    arrays: list[Any] = [
-        flatten_batch(x.to(kind), lead, rank).contiguous().numpy()
-        for x, rank, kind in zip(inputs, _RANKS, _KINDS, strict=True)
-    ]
+
+    def array(x: Tensor, rank: int) -> np.ndarray:
+        x = x.double() if x.is_floating_point() else x
+        return flatten_batch(x, lead, rank).contiguous().numpy()
+
+    given = zip(inputs, _RANKS, _NOT_GIVEN, strict=True)
+    arrays: list[Any] = [none if x is None else array(x, rank) for x, rank, none in given]
     coefficients, cosines = (
         torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:])
         for x in solve(*arrays, eps, lead.numel(), torch.get_num_threads())
