@@ -12,8 +12,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from threading import active_count
 from typing import Any
@@ -87,6 +89,26 @@ class Kernel:
             self.ready = np.errstate(all="ignore")(self.function)
         with np.errstate(all="ignore"):  # as in the compiled form
             return self.function(*args)
+
+    def run_in_threads(
+        self, given: tuple[Any, ...], cuts: list[int], answers: tuple[Any, ...], threads: int
+    ) -> None:
+        """`run(*given, lo, hi, *answers)` on all ranges between `cuts`, by so many threads.
+
+        It holds no lock. numba's own threading layers abort when two Python threads meet in them.
+        """
+        self.run(*given, 0, 0, *answers, many=True)  # compiled before the threads begin
+        ranges = iter(list(pairwise(cuts)))
+
+        def work() -> None:
+            for lo, hi in ranges:
+                self.run(*given, lo, hi, *answers)
+
+        with ThreadPoolExecutor(threads - 1) as pool:
+            helpers = [pool.submit(work) for _ in range(threads - 1)]
+            work()
+            for helper in helpers:
+                helper.result()
 
 
 def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Kernel]:

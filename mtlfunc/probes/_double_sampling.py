@@ -66,7 +66,12 @@ def double_sampling(
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params)
         names, several = select(run.params, shared), _several(batch)
-        losses = _mean_losses(run, stepped_on(several), names)
+        try:
+            losses = [first_losses(run, one, names, hint=True) for one in stepped_on(several)]
+        except Exception as error:
+            error.add_note("double_sampling: each entry of the batch is a batch of its own")
+            raise
+        losses = torch.stack(losses).mean(0)
         return run.started(losses, None, shared=names, heads=heads, batches=len(several)), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
@@ -106,15 +111,6 @@ def double_sampling(
 
     measures = frozenset({"cross_gramian", "second_losses"})
     return Probe(init, update, group, measures, metric=True)
-
-
-def _mean_losses(run: Run, several: tuple[Any, ...], names: tuple[str, ...]) -> Tensor:
-    try:
-        losses = [first_losses(run, one, names, hint=True) for one in several]
-    except Exception as error:
-        error.add_note("double_sampling: each entry of the batch is a batch of its own")
-        raise
-    return torch.stack(losses).mean(0)
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:

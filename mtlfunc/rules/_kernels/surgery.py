@@ -2,10 +2,6 @@
 them is a cosine times a length.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import pairwise
-
 import numpy as np
 
 from ...core.compiling import jit
@@ -36,17 +32,14 @@ def solve(
         threads: the most at work.
     """
     count = gramian.shape[-1]
-    arguments = gramian, key, orders, targets, 8 * count * eps
+    given = gramian, key, orders, targets, 8 * count * eps
     coefficients, cosines = np.empty((batch, count, count)), np.empty((batch, count, count))
     work = batch * count**3
     if threads == 1 or work < PARALLEL_WORK:
-        _range.run(*arguments, 0, batch, coefficients, cosines, many=work >= COMPILED_WORK)
+        _range.run(*given, 0, batch, coefficients, cosines, many=work >= COMPILED_WORK)
         return coefficients, cosines
-    _range.run(*arguments, 0, 0, coefficients, cosines, many=True)  # compiled before threads begin
-    bounds = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int).tolist()
-    with ThreadPoolExecutor(threads) as pool:
-        run = partial(_range.run, *arguments)
-        list(pool.map(lambda ends: run(*ends, coefficients, cosines), pairwise(bounds)))
+    cuts = np.linspace(0, batch, min(batch, 4 * threads) + 1).astype(int).tolist()
+    _range.run_in_threads(given, cuts, (coefficients, cosines), threads)
     return coefficients, cosines
 
 

@@ -1,8 +1,5 @@
 """A batch of small problems on the CPU, in threads around the compiled kernels."""
 
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
-
 import numpy as np
 
 from ..problems import resolution
@@ -45,23 +42,10 @@ def solve(
     if threads == 1 or not many:
         _range.run(*given, 0, batch, report, support, info, many=many)
         return report, support, info
-    _range.run(*given, 0, 0, report, support, info, many=many)  # compiled before the threads begin
-    # Threads around a kernel that holds no lock: numba's own threading layers abort when two Python
-    # threads meet in them. The caller also works. Every range prepares the Gramian that it shares
-    # again, so there are no more of them than needed.
+    # every range prepares the Gramian that it shares again: there are no more than needed
     unit = SHARED if len(gramian) < batch else 1
     units = -(-batch // unit)
     pieces = min(units, (1 if len(gramian) == 1 else 4) * threads)
-    cuts = unit * np.linspace(0, units, pieces + 1).astype(int)
-    ranges = iter(list(pairwise(cuts.clip(max=batch).tolist())))
-
-    def work() -> None:
-        for lo, hi in ranges:
-            _range.run(*given, lo, hi, report, support, info)
-
-    with ThreadPoolExecutor(threads - 1) as pool:
-        helpers = [pool.submit(work) for _ in range(threads - 1)]
-        work()
-        for helper in helpers:
-            helper.result()
+    cuts = (unit * np.linspace(0, units, pieces + 1).astype(int)).clip(max=batch).tolist()
+    _range.run_in_threads(given, cuts, (report, support, info), threads)
     return report, support, info
