@@ -115,24 +115,12 @@ def test_epo_edge_cases():
     near(vmap(lambda ray, x: mf.weights(mf.epo(ray), G, x))(rays, losses), torch.stack(loop), 1e-9)
     even = mf.weights(mf.epo(), G, torch.zeros(3, dtype=F64))  # losses 0: nothing to balance
     near(even, mf.weights(mf.epo(), G, torch.ones(3, dtype=F64)))
-    assert (
-        mf.weights(
-            mf.epo(torch.tensor([0.0, 1.0], dtype=F64)),
-            torch.eye(2, dtype=F64),
-            torch.tensor([5.0, 1.0], dtype=F64),
-        )
-        .isfinite()
-        .all()
-    )
+    rule, losses = mf.epo(torch.tensor([0.0, 1.0], dtype=F64)), torch.tensor([5.0, 1.0], dtype=F64)
+    assert mf.weights(rule, torch.eye(2, dtype=F64), losses).isfinite().all()
     with pytest.raises(ValueError, match="needs losses >= 0, got"):
         mf.weights(mf.epo(), G, torch.tensor([1.0, -1.0, 1.0], dtype=F64))
-    assert (
-        vmap(lambda losses: mf.weights(mf.epo(), G, losses))(
-            torch.tensor([[1.0, -1.0, 1.0]], dtype=F64)
-        )
-        .isnan()
-        .all()
-    )
+    below = torch.tensor([[1.0, -1.0, 1.0]], dtype=F64)
+    assert vmap(lambda losses: mf.weights(mf.epo(), G, losses))(below).isnan().all()
     with pytest.raises(ValueError, match="tolerance: expected"):
         mf.epo(tolerance=-1.0)
     with pytest.raises(ValueError, match="inverse_ray: expected finite entries"):

@@ -28,7 +28,6 @@ from .common import (
     check_present,
     first_losses,
     fixed,
-    leaves_of_each,
 )
 
 Encode = Callable[[Params, Batch], Any]
@@ -188,7 +187,7 @@ def _check_encode(
     """Raise where encode uses a parameter that is not shared."""
     with without_trace(params):
         forward = run_once(encode, params, batch, parse=_parse_features)
-    found = set().union(*(leaves_of_each(forward) or ()))
+    found = forward.graph.leaf_nodes
     if not found:
         raise ValueError(
             "encode: z depends on no parameter; compute it from params, without detach or no_grad"

@@ -60,20 +60,16 @@ def pareto_mtl(
         [0.5, 0.5]
     """
     check_count(search, "search", 0)
-    if others is not None and (others.ndim != 2 or not others.is_floating_point()):
-        raise ValueError(
-            f"others: expected floating vectors [vector, task], got {others.dtype} of shape "
-            f"{list(others.shape)}"
-        )
-    if (
-        others is not None
-        and values_readable(others)
-        and not (bool((others >= 0).all()) and bool((others.sum(-1) > 0).all()))
-    ):
-        raise ValueError(
-            "others: expected finite entries >= 0 with a positive sum in every row, got "
-            f"{others.tolist()}"
-        )
+    if others is not None:
+        good = others.ndim == 2 and others.is_floating_point()
+        if good and values_readable(others):
+            good = bool((others >= 0).all() and (others.sum(-1) > 0).all())
+        if not good:
+            raise ValueError(
+                "others: expected floating vectors [vector, task] with finite entries >= 0 and a "
+                f"positive sum in every row, got {others.dtype} of shape {list(others.shape)}: "
+                f"{others}"
+            )
     solve = solver_or_auto(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:

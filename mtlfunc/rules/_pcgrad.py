@@ -113,15 +113,12 @@ def check_orders(orders: Tensor | None) -> None:
     """Raise unless these are integers `[task, task]` whose rows are permutations."""
     if orders is None:
         return
-    if orders.ndim != 2 or orders.shape[0] != orders.shape[1] or orders.is_floating_point():
+    count = orders.shape[-1] if orders.ndim else 0
+    good = orders.shape == (count, count) and not orders.is_floating_point()
+    if good and values_readable(orders):
+        good = bool((orders.sort(-1).values == torch.arange(count)).all())
+    if not good:
         raise ValueError(
-            f"orders: expected integers of shape [task, task], got {orders.dtype} of shape "
-            f"{list(orders.shape)}"
-        )
-    if values_readable(orders) and not bool(
-        (orders.sort(-1).values == torch.arange(len(orders))).all()
-    ):
-        raise ValueError(
-            f"orders: every row must be a permutation of 0 … {len(orders) - 1}, got "
-            f"{orders.tolist()}"
+            "orders: expected integers [task, task], every row a permutation of 0 … T - 1, got "
+            f"{orders.dtype} of shape {list(orders.shape)}: {orders}"
         )

@@ -8,18 +8,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, poison, values_readable
+from ..core.checks import all_present, check_tensor, poison, values_readable
 from ..core.internals import tree_map
 from ..types import Optimizer, State
 
 
 def check_shape(given: Tensor | None, losses: Float[Tensor, " row"], argument: str) -> None:
     """Raise unless `given`, if there is one, has an entry for each loss."""
-    if given is not None and given.shape != losses.shape:
-        raise ValueError(
-            f"{argument}: expected shape {list(losses.shape)}, one entry per task, got "
-            f"{list(given.shape)}"
-        )
+    if given is not None:
+        check_tensor(given, argument, "[task]", losses.shape)
 
 
 MAY_BE_0 = ", or pass eps=1e-8 where one may be 0"
