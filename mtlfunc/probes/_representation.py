@@ -109,8 +109,7 @@ def representation(
         mask = mask_of(counts)
         losses = losses if mask is None else losses.where(mask, 0.0)
         if values_readable(batch, params):
-            _check_encode(encode, params, batch, names, shared)
-            _check_decode(encode, decode, params, batch, mask, tasks, losses)
+            _check_functions(encode, decode, params, batch, names, shared, mask, tasks, losses)
         return run.started(losses, counts, shared=names, heads=heads), tasks
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
@@ -181,43 +180,32 @@ def _parse_features(z: Any) -> Losses:
     return Losses(several[0], several, tuple(named))
 
 
-def _check_encode(
-    encode: Encode, params: Params, batch: Batch, names: tuple[str, ...], shared: Select
-) -> None:
-    """Raise where encode uses a parameter that is not shared."""
+def _check_functions(
+    encode: Encode, decode: Decode, params: Params, batch: Batch, names: tuple[str, ...],
+    shared: Select, here: Tensor | None, tasks: Tasks, losses: Tensor,
+) -> None:  # fmt: skip
+    """Raise where encode uses a parameter that is not shared, a task does not use z, or
+    decode∘encode is not `losses_fn`.
+    """
     with without_trace(params):
         forward = run_once(encode, params, batch, parse=_parse_features)
-    found = forward.graph.leaf_nodes
-    if not found:
+    reached = forward.graph.leaf_nodes
+    if not reached:
         raise ValueError(
             "encode: z depends on no parameter; compute it from params, without detach or no_grad"
         )
-    wrong = [name for name in params if name not in names and name in found]
+    wrong = [name for name in params if name not in names and name in reached]
     if wrong:
         raise ValueError(
             f"shared={shared!r}: encode uses {', '.join(wrong)}, which it does not match; widen it"
         )
-
-
-def _check_decode(
-    encode: Encode,
-    decode: Decode,
-    params: Params,
-    batch: Batch,
-    here: Tensor | None,
-    tasks: Tasks,
-    losses: Tensor,
-) -> None:
-    """Raise where a task does not use z, or decode∘encode is not `losses_fn`."""
-    with without_trace(params):
-        z = {name: leaf.detach() for name, leaf in _named(encode(params, batch)).items()}
-
+    features = forward.losses
     decoded = Run.of(
         lambda leaves, batch: decode(params, _unnamed(leaves), batch),
-        z,
+        {name: x.detach() for name, x in zip(features.names or (), features.roots, strict=True)},
         parse=lambda out: _parse_decoded(out, tasks),
     )
-    found = first_losses(decoded, batch, tuple(z), counts=here)
+    found = first_losses(decoded, batch, tuple(decoded.params), counts=here)
     if found.shape != losses.shape or not torch.allclose(found, losses, rtol=1e-3, atol=0.0):
         raise ValueError(
             f"representation: decode(encode(·)) gives losses {found.tolist()}, but losses_fn gives "

@@ -1,7 +1,5 @@
 """ConicGrad: the best worst-task rate in a cone around the mean gradient."""
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -96,17 +94,6 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     return mean * torch.where(inside, hull / or_one(root(hull @ gramian @ hull)), surface)
 
 
-class _Problem(NamedTuple):
-    """What the search has to know, of one problem or of a batch."""
-
-    rows: Tensor  # vectors with the products of the Gramian
-    lengths: Tensor
-    mean: Tensor  # g₀ of the rows
-    p: Tensor
-    c: Tensor
-    least: float  # the length of d that is resolved, in units of what d is made of
-
-
 def _search(
     gramian: Tensor, p: Tensor, c: Tensor, eps: float, look: bool | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -131,10 +118,28 @@ def _search(
     ridge = 4 * count * eps * torch.eye(count, dtype=n.dtype, device=n.device)
     rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + ridge)[0]
     mean = _sum(p, rows)
-    problem = _Problem(rows, n, mean, p, c, resolution(count, eps) ** 0.5)
+    whole = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
+    mixed = (p * n).sum(-1, keepdim=True)
+    least = resolution(count, eps) ** 0.5  # what d resolves, in units of what it is made of
+
+    def at(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For s `[…, K]`: whether d is in the cone, and whether it is on the surface, up to
+        rounding; d `[…, K, T]` and the face that it lies on.
+        """
+        share = s[..., None, None]
+        shifted = (1 - share) * rows.unsqueeze(-3) + share * mean[..., None, None, :]
+        report, support, _ = run(MinNorm(shifted @ shifted.mT), torch.finfo(s.dtype).eps)
+        w = report[..., :count]
+        d = _sum(w, shifted)
+        own = (w @ n.unsqueeze(-1)).squeeze(-1)
+        size, length = torch.lerp(own, mixed, s), torch.linalg.vector_norm(d, dim=-1)
+        spare = (d @ mean.unsqueeze(-1)).squeeze(-1) - c.unsqueeze(-1) * length * whole
+        noise = 64 * count * torch.finfo(s.dtype).eps * size * whole
+        good = (length > least * size) & (spare >= -noise)
+        return good, good & (spare <= noise), d, support[..., 0, :]
 
     low, high = torch.zeros_like(c).unsqueeze(-1), torch.ones_like(c).unsqueeze(-1)
-    good, _, d, support = _at(problem, low)
+    good, _, d, support = at(low)
     inside, outside, shortest = good.squeeze(-1), d.squeeze(-2), support.squeeze(-2)
     last = (rows @ mean.unsqueeze(-1)).squeeze(-1).argmin(-1, keepdim=True)  # as s nears 1
     face, within, found = torch.arange(count, device=p.device) == last, mean, inside
@@ -144,9 +149,9 @@ def _search(
     for _ in range(rounds):
         if look and bool(found.all()):
             break
-        chord = _chord(problem, outside, within).unsqueeze(-1)
+        chord = _chord(mean, c, outside, within).unsqueeze(-1)
         tried = torch.lerp(low, high, torch.cat([chord, grid.expand((*lead, points))], -1))
-        good, close, d, support = _at(problem, tried)
+        good, close, d, support = at(tried)
         found = found | close.any(-1)
         s = torch.cat([tried, low, high], -1)
         good = torch.cat([good, low > high, low <= high], -1)
@@ -167,33 +172,12 @@ def _take(x: Tensor, place: Tensor) -> Tensor:
     return x.gather(-2, place.unsqueeze(-1).expand(*x.shape[:-2], 1, x.shape[-1])).squeeze(-2)
 
 
-def _at(problem: _Problem, s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """For s `[…, K]`: whether d is in the cone, and whether it is on the surface, up to rounding;
-    d `[…, K, T]` and the face that it lies on.
-    """
-    rows, n, mean, p, c, least = problem
-    share, count = s[..., None, None], p.shape[-1]
-    shifted = (1 - share) * rows.unsqueeze(-3) + share * mean[..., None, None, :]
-    report, support, _ = run(MinNorm(shifted @ shifted.mT), torch.finfo(s.dtype).eps)
-    w = report[..., :count]
-    d = _sum(w, shifted)
-    own, mixed = (w @ n.unsqueeze(-1)).squeeze(-1), (p * n).sum(-1, keepdim=True)
-    size, length = torch.lerp(own, mixed, s), torch.linalg.vector_norm(d, dim=-1)
-    whole = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
-    spare = (d @ mean.unsqueeze(-1)).squeeze(-1) - c.unsqueeze(-1) * length * whole
-    noise = 64 * count * torch.finfo(s.dtype).eps * size * whole
-    resolved = length > least * size
-    good = resolved & (spare >= -noise)
-    return good, good & (spare <= noise), d, support[..., 0, :]
-
-
-def _chord(problem: _Problem, outside: Tensor, within: Tensor) -> Tensor:
+def _chord(mean: Tensor, c: Tensor, outside: Tensor, within: Tensor) -> Tensor:
     """The t in (0, 1) where outside + t(within - outside) reaches the surface; ½ if there is none.
 
     It is the larger root of (d·g₀)² - c²‖d‖²‖g₀‖² below 1.
     """
-    mean, along = problem.mean, within - outside
-    level = problem.c**2 * mean.square().sum(-1)
+    along, level = within - outside, c**2 * mean.square().sum(-1)
     x, y = (outside * mean).sum(-1), (along * mean).sum(-1)
     first = x * x - level * outside.square().sum(-1)
     second = x * y - level * (outside * along).sum(-1)
