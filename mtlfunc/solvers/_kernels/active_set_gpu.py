@@ -25,28 +25,17 @@ from torch import Tensor
 
 MIN_NORM, CAGRAD, DUAL_CONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 INDEFINITE = tl.constexpr(1e3)
-"""As in `active_set_cpu`: a cosine matrix with an eigenvalue below -INDEFINITE·T·ε is no Gramian in
-that precision.
-"""
+"""As in `active_set_cpu`."""
 
 
 def solve(
     gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Solve a batch in one launch; same inputs and outputs as `active_set_cpu.solve`, in tensors of
-    one device, T <= 128.
+    """Solve a batch in one launch: `active_set_batch.solve` on tensors of one device and of any
+    floating dtype, T <= 128, with a Gramian `[T, T]` for each problem or one for all.
 
     No value is read by the host and no allocation depends on one: it may be captured in a CUDA
     graph once it has run (and so been compiled) before.
-
-    Args:
-        gramian: `[batch, T, T]`, any floating dtype.
-        vector: `[batch, T]`: weights (dual cone) or preference (CAGrad), or None.
-        c: `[batch]`: CAGrad's radius, or None.
-        eps: noise level of the Gramian's entries, the epsilon of the dtype it was computed in.
-
-    Returns:
-        report `[batch, 3T + 2]` float64, support `[batch, 2, T]` bool, info `[batch, 2]` int64.
     """
     count = gramian.shape[-1]
     kind = MIN_NORM if vector is None else DUAL_CONE if c is None else CAGRAD
