@@ -93,8 +93,8 @@ def test_other_columns():
         step = {name: STEP[name] for name in some.columns}
         assert_close(some @ step, matrix @ flat(step, step)[0])
         left = [name for name in PARAMS if name not in some.columns]
-        for wanted in ({}, {"gramian": True}, {"rows": True}):  # the others get their mean
-            grads = some.measure(**wanted, heads="plain").combine(W)
+        for rows, gramian in ((False, False), (False, True), (True, False)):
+            grads = some.measure(rows=rows, gramian=gramian, heads="plain").combine(W)
             assert_close(flat(grads, some.columns)[0], W @ matrix)
             assert_close(flat(grads, left)[0], flat(ROWS, left).mean(0))
     two = lambda p, x: (vector(p, x)[0], p["0.bias"].sum() * torch.nan)  # noqa: E731

@@ -41,8 +41,7 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
 
 
 _RANKS = (2, 0, 2, 2)  # of gramian, key, orders, targets
-_NO_KEY, _NO_ORDERS = (np.zeros(shape, np.int64) for shape in (1, (1, 0, 0)))
-_NOT_GIVEN = (None, _NO_KEY, _NO_ORDERS, np.zeros((1, 0, 0)))
+_NOT_GIVEN = (None, np.zeros(1, np.int64), np.zeros((1, 0, 0), np.int64), np.zeros((1, 0, 0)))
 
 
 def _kernel(
@@ -59,9 +58,10 @@ def _kernel(
 
     given = zip(inputs, _RANKS, _NOT_GIVEN, strict=True)
     arrays: list[Any] = [none if x is None else array(x, rank) for x, rank, none in given]
+    batch, threads = lead.numel(), torch.get_num_threads()
     coefficients, cosines = (
         torch.from_numpy(x).to(gramian.dtype).reshape(*lead, *gramian.shape[-2:])
-        for x in solve(*arrays, eps, lead.numel(), torch.get_num_threads())
+        for x in solve(*arrays, eps=eps, batch=batch, threads=threads)
     )
     return coefficients, cosines
 

@@ -182,7 +182,7 @@ def _array(x: Tensor) -> np.ndarray:
 def _on_cpu(arrays: list[Any], eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from ._kernels.active_set_batch import solve  # numba: half a second
 
-    return solve(*arrays, eps, torch.get_num_threads())
+    return solve(*arrays, eps=eps, threads=torch.get_num_threads())
 
 
 define(
