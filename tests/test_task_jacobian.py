@@ -179,7 +179,7 @@ def test_complex_parameters():
     scale = torch.tensor([[1.0, 2.0], [3.0, 4.0]]).double()  # P of real and imaginary parts
     parts = torch.view_as_real(2 * z["z"]).square()
     assert_close(J.gramian(metric=Metric({"z": scale}, {})), torch.diag((scale * parts).sum(1)))
-    with pytest.raises(TypeError, match="metric: .*last axis of 2"):
+    with pytest.raises(TypeError, match=r"metric: .*last axis of 2"):
         J.gramian(metric=Metric({"z": scale[:, 0]}, {}))
 
 

@@ -158,15 +158,15 @@ class TaskJacobian:
         """G = J Jᵀ by the cheapest way, or J P Jᵀ.
 
         Args:
-            metric: `mtlfunc.types.Metric(P, {})` with the diagonal P `{name: [*shape]}`, for complex
-                leaves `[*shape, 2]`; rows are made then.
+            metric: `mtlfunc.types.Metric(P, {})` with the diagonal P `{name: [*shape]}`, `[*shape,
+                2]` for complex leaves; rows are made then.
             dtype: as in `measure`.
         """
         whole = isinstance(metric, Metric) and same_shapes(metric.scale, real_of(self._leaves()))
         if not (whole or metric is None):
             raise TypeError(
-                "metric: expected mtlfunc.types.Metric(P, {}), P in the shapes of J's columns, with a "
-                "last axis of 2 for complex ones"
+                "metric: expected mtlfunc.types.Metric(P, {}), P in the shapes of J's columns, "
+                "with a last axis of 2 for complex ones"
             )
         jacobian = self if metric is None else replace(self, metric=metric)
         return cast(Tensor, jacobian.measure(gramian=True, combine=False, dtype=dtype).gramian)
