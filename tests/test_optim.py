@@ -109,18 +109,31 @@ def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
         mf.assign_gradients(module, {"weight": torch.ones(2)})
 
 
-def test_half_precision_parameters_train_as_in_torch_optim():
-    params = {"x": torch.zeros(3, dtype=torch.bfloat16)}
-    leaf = torch.zeros(3, dtype=torch.bfloat16, requires_grad=True)
-    ours, theirs = mf.adam(1e-2), torch.optim.Adam([leaf], 1e-2)
-    state = ours.init(params)
-    for _ in range(6):
-        params, state = ours.update({"x": torch.ones(3, dtype=torch.bfloat16)}, state, params)
-        leaf.grad = torch.ones_like(leaf)
-        theirs.step()
-    assert params["x"].dtype == torch.bfloat16
-    # Six roundings of a number near .06 to 8 bits.
-    torch.testing.assert_close(params["x"], leaf.detach(), rtol=6 * 2.0**-8, atol=0.0)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-3])
+def test_half_precision_parameters_train_as_in_float32(dtype, size):
+    """Each step is rounded; squares of small gradients are not."""
+    ours, ends = mf.adam(1e-2), []
+    for kind in (dtype, torch.float32):
+        params = {"x": torch.zeros(3, dtype=kind)}
+        state = ours.init(params)
+        for _ in range(6):
+            params, state = ours.update({"x": torch.full((3,), size).to(dtype)}, state, params)
+        assert params["x"].dtype == kind
+        ends.append(params["x"].float())
+    torch.testing.assert_close(*ends, rtol=6 * torch.finfo(dtype).eps, atol=0.0)
+    with pytest.raises(ValueError, match="state: not this optimizer's"):
+        ours.update({"x": torch.ones(3)}, state, {"x": torch.zeros(3).double()})
+
+
+@pytest.mark.parametrize("make", [mf.sgd, mf.adam, mf.optim.multiplicative])
+def test_gradients_are_of_the_parameters(make):
+    optimizer, params = make(0.1), {"x": torch.ones(2)}
+    for grads in ({}, {"x": torch.ones(())}, {"x": torch.ones(2, 2)}, params | {"y": params["x"]}):
+        with pytest.raises(ValueError, match=r"grads: .*names and shapes"):
+            optimizer.update(grads, optimizer.init(params), params)
+    moved = optimizer.update({"x": torch.full((2,), torch.nan)}, optimizer.init(params), params)[0]
+    assert moved["x"].isnan().all()
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
         return () if momentum is None else _zeros(params)
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
+        _expect_grads(grads, params)
         real, grads = real_of(params), real_of(grads)
         _require(state == () if momentum is None else same_shapes(state, real))
         if momentum is not None:
@@ -78,21 +79,22 @@ def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
 
 @constructor
 def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 1e-8) -> Optimizer:
-    """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay.
+    """Adam, bias-corrected; equal to `torch.optim.Adam` without weight decay, but that moments of
+    half-precision parameters are float32: squares of small gradients are none in half.
 
     Args:
         lr: the learning rate, > 0.
         betas: decay rates of the two running means, in [0, 1).
         eps: >= 0, added to the root. With 0 a coordinate whose gradient was always 0 stays where
-            it is, and the step is exactly scale-free.
+            it is, and the step is scale-free (in float32 for gradients above 1e-17).
 
     Returns:
         an optimizer; its state is the named tuple (steps, mean, square).
 
     Raises:
         TypeError: for betas that are not a pair.
-        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for a state of other
-            parameters.
+        ValueError: for lr <= 0, eps < 0 or betas outside [0, 1); at a step, for gradients or a
+            state of other parameters.
 
     Source:
         Kingma & Ba 2015, Algorithm 1.
@@ -115,11 +117,14 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         # Made from a leaf, so that it is batched where the parameters are: an expanded state would
         # make the compiler start twice.
         steps = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        return AdamState(steps, _zeros(params), _zeros(params))
+        wide = {name: p.to(_moments(p)) for name, p in real_of(params).items()}
+        return AdamState(steps, _zeros(wide), _zeros(wide))
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
-        real, grads = real_of(params), real_of(grads)
-        _require(isinstance(state, AdamState) and same_shapes(state.mean, real))
+        _expect_grads(grads, params)
+        real = real_of(params)
+        _require(fits(state, real))
+        grads = {name: g.to(_moments(real[name])) for name, g in real_of(grads).items()}
         steps = state.steps + 1
         mean = map_params(lambda m, g: _interpolate(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _interpolate(v, g * g, 1 - second), state.square, grads)
@@ -133,13 +138,17 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
             # Not v itself: at 0 its root has an infinite derivative, and 0/0 stands where the
             # gradient was always 0.
             scale = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + floor.to(v.dtype)
-            return torch.addcdiv(p, step.to(p.dtype) * m, scale)
+            return torch.addcdiv(p.to(v.dtype), step.to(v.dtype) * m, scale).to(p.dtype)
 
         moved = map_params(move, real, mean, square)
         return like(params, moved), AdamState(steps, mean, square)
 
+    def fits(state: State, real: Params) -> bool:
+        known = isinstance(state, AdamState) and same_shapes(state.mean, real)
+        return known and all(state.mean[name].dtype == _moments(p) for name, p in real.items())
+
     def scales(state: State, params: Params) -> tuple[Params, Params]:
-        _require(isinstance(state, AdamState) and same_shapes(state.mean, real_of(params)))
+        _require(fits(state, real_of(params)))
         time, begun = state.steps.double(), state.steps > 0
         # of m after the step, and of v before it: its correction is 0 at the start
         share = lr / (1 - first ** (time + 1))
@@ -179,8 +188,10 @@ def multiplicative(lr: Scalar) -> Optimizer:
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         def move(p: Tensor, g: Tensor) -> Tensor:
-            return (p * torch.exp(-lr * torch.sign(g))).to(p.dtype)
+            sign = g.where(g.isnan(), torch.sign(g))  # which torch takes for 0
+            return (p * torch.exp(-lr * sign)).to(p.dtype)
 
+        _expect_grads(grads, params)
         return map_params(move, params, grads), ()
 
     return Optimizer(lambda params: (), update)
@@ -194,10 +205,21 @@ def _require(fits: bool) -> None:
         )
 
 
+def _expect_grads(grads: Params, params: Params) -> None:
+    if not same_shapes(grads, params):
+        raise ValueError(
+            "grads: expected {name: tensor} of the names and shapes of params; with zeros for what "
+            "no loss reads"
+        )
+
+
+def _moments(p: Tensor) -> torch.dtype:
+    """Of Adam's moments of this parameter."""
+    return torch.promote_types(p.dtype, torch.float32)
+
+
 def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:
     if isinstance(share, float):
-        if old.dtype != new.dtype:
-            raise TypeError(f"state: {old.dtype} meets {new.dtype}; begin with a new state")
         return torch.lerp(old, new, share)
     return (old + share * (new - old)).to(old.dtype)
 
