@@ -270,7 +270,7 @@ SEVERAL = {
     "active_set": active_set(),
     "faces": faces(),
     "cvx": cvx(),
-    "projected_gradient": projected_gradient(5000),
+    "projected_gradient": projected_gradient(2000),
 }
 
 
@@ -283,20 +283,12 @@ def uniform(g):
     return torch.full_like(g[0], 1 / len(g))
 
 
-@pytest.fixture(scope="module")
-def projected():
-    """The projections of the mean on both thin cones, by a solver that takes 20,000 steps."""
-    rows = torch.stack([THIN, BUILT])
-    reference = projected_gradient(20_000)
-    w = vmap(lambda g: reference(dual_cone(g, uniform(g))).weights)(rows @ rows.mT)
-    return (w[:, None] @ rows)[:, 0]
-
-
 @pytest.mark.parametrize("solver", SEVERAL)
-@pytest.mark.parametrize("which", [0, 1], ids=["rounded", "built"])
-def test_solvers_agree_on_a_thin_cone(projected, which, solver):
-    rows, expected = (THIN, BUILT)[which], projected[which]
+@pytest.mark.parametrize("rows", [THIN, BUILT], ids=["rounded", "built"])
+def test_solvers_agree_on_a_thin_cone(rows, solver):
+    """With Clarabel, and none raises a loss."""
     g = rows @ rows.mT
+    expected = SEVERAL["cvx"](dual_cone(g, uniform(g))).weights @ rows
     weights = SEVERAL[solver](dual_cone(g, uniform(g))).weights
     assert (cosines(rows, weights) >= -1e-7).all()
     near(weights @ rows, expected, 0, 1e-2 * float(expected.norm()))

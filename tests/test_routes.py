@@ -88,10 +88,10 @@ def convolutions(width, tasks):
 
 
 LARGE = [
-    ("perceptron", perceptron(256, 3), torch.randn(2048, 32), 3),
-    ("perceptron", perceptron(256, 40), torch.randn(2048, 32), 40),
-    ("convolutions", convolutions(16, 3), torch.randn(32, 3, 32, 32), 3),
-    ("convolutions", convolutions(16, 40), torch.randn(32, 3, 32, 32), 40),
+    ("perceptron", perceptron(128, 3), torch.randn(1024, 32), 3),
+    ("perceptron", perceptron(64, 40), torch.randn(512, 32), 40),
+    ("convolutions", convolutions(16, 3), torch.randn(16, 3, 24, 24), 3),
+    ("convolutions", convolutions(16, 40), torch.randn(8, 3, 16, 16), 40),
 ]
 
 
