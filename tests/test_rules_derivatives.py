@@ -7,7 +7,7 @@ from torch.func import grad, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.support.every import few
+from tests.support.every import in_turn
 from tests.support.families import jacobian
 from tests.support.registry import RULES
 from tests.support.rules import SPECTRAL
@@ -83,8 +83,12 @@ def agree(value, rtol=1e-5, smooth=None, nestings=NESTINGS):
         assert error <= rtol * (1 + float(expected.abs())), (name, error, float(expected))
 
 
-@pytest.mark.parametrize("rule", few(SMOOTH, lambda name: "-" not in name))
-def test_second_derivatives_of_rules(rule):
+PLAIN = [name for name in SMOOTH if "-" not in name]
+VARIANTS = [pytest.param(name, NESTINGS, marks=pytest.mark.exhaustive) for name in SMOOTH if "-" in name]
+
+
+@pytest.mark.parametrize(("rule", "nestings"), [*in_turn(PLAIN, NESTINGS, 2), *VARIANTS])
+def test_second_derivatives_of_rules(rule, nestings):
     """Of order two in every nesting; H = 1e-4.
 
     Where a rule solves with cvx, the answers are as exact as its support is: the face solve is
@@ -93,15 +97,15 @@ def test_second_derivatives_of_rules(rule):
     f = curve(RULES[rule].make())
     smooth = curve(RULES[rule.removesuffix("-cvx")].make())
     # Truncation H² = 1e-8 and rounding 1e-13/H, times derivatives two orders higher.
-    agree(f, smooth=smooth)
+    agree(f, smooth=smooth, nestings=nestings)
 
 
 FACTORED = SPECTRAL | {"nash_mtl": mf.nash_mtl, "fairgrad": lambda: mf.fairgrad(2.0)}
 
 
 @pytest.mark.parametrize(("count", "width"), [(2, 2), (5, 3), (9, 9), (12, 4)])
-@pytest.mark.parametrize("rule", FACTORED)
-def test_second_derivatives_of_directions(rule, count, width):
+@pytest.mark.parametrize(("rule", "nestings"), in_turn(FACTORED, NESTINGS, 2))
+def test_second_derivatives_of_directions(rule, nestings, count, width):
     """Of q·d, d = Jᵀw, with more tasks than parameters, too: there the null space of G moves."""
     start, move = (jacobian("gaussian", count, seed, width=width) for seed in (1, 2))
     start, made = start + 1.0, FACTORED[rule]()  # some common descent
@@ -111,7 +115,7 @@ def test_second_derivatives_of_directions(rule, count, width):
         rows = start + 0.3 * s * move
         return q @ (mf.weights(made, rows @ rows.mT) @ rows)
 
-    agree(value)
+    agree(value, nestings=nestings)
 
 
 EQUAL = {name: [2.0] * 4 for name in FACTORED if name != "aligned_mtl-median"}

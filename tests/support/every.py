@@ -38,3 +38,16 @@ def few(values: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
     """Cases for `pytest.mark.parametrize`; `exhaustive` alone runs those that are not chosen."""
     mark = pytest.mark.exhaustive
     return [value if chosen(value) else pytest.param(value, marks=mark) for value in values]
+
+
+def in_turn(cases: Iterable[Any], options: Iterable[Any], each: int) -> list[Any]:
+    """Pairs for `pytest.mark.parametrize`: every case with a list of `each` of the options, which
+    go round from case to case, and under `exhaustive` with a list of all others.
+    """
+    pairs, options = list[Any](), list(options)
+    for number, case in enumerate(cases):
+        at = number * each % len(options)
+        turned = options[at:] + options[:at]
+        rest = pytest.param(case, turned[each:], marks=pytest.mark.exhaustive)
+        pairs += [pytest.param(case, turned[:each]), rest]
+    return pairs
