@@ -167,7 +167,7 @@ def test_verdicts_do_not_depend_on_the_unit(kind, rows):
         return found
 
     expected = verdicts(1.0)
-    for scale in SCALES[::3]:
+    for scale in (SCALES[0], SCALES[7], SCALES[-1]):
         for (said, numbers), (words, exact) in zip(verdicts(scale), expected, strict=True):
             assert said == words
             torch.testing.assert_close(numbers, exact, equal_nan=True)

@@ -84,7 +84,11 @@ def agree(value, rtol=1e-5, smooth=None, nestings=NESTINGS):
 
 
 PLAIN = [name for name in SMOOTH if "-" not in name]
-VARIANTS = [pytest.param(name, NESTINGS, marks=pytest.mark.exhaustive) for name in SMOOTH if "-" in name]
+VARIANTS = [
+    pytest.param(name, NESTINGS, id=name, marks=pytest.mark.exhaustive)
+    for name in SMOOTH
+    if "-" in name
+]
 
 
 @pytest.mark.parametrize(("rule", "nestings"), [*in_turn(PLAIN, NESTINGS, 2), *VARIANTS])

@@ -1,6 +1,7 @@
 """Every solver of the table on every problem that it takes: feasible, certified and right."""
 
 from functools import cache
+from itertools import product
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
 from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
-from tests.support.every import every
+from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.oracles import bisected, cagrad_threshold, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
@@ -121,24 +122,17 @@ def check(problem, G, solution: Solution, c=0.4) -> Solution:
     return solution
 
 
-@pytest.mark.parametrize(("solver", "problem"), SOLVES)
-@every("family", FAMILIES)
-def test_solver_answer_feasible_and_certified(solver, problem, family):
+@pytest.mark.parametrize(("case", "family"), in_turn(SOLVES, FAMILIES, 5))
+@every("family")
+def test_solver_answer_feasible_and_certified(case, family):
+    """The gap is small where the solver is exact. It bounds how far an answer is from the
+    enumeration of faces, whose own gap says how far the optimum can be from that.
+    """
+    solver, problem = case
     for G, solution in answers(solver, problem, family):
         check(problem, G, solution)
-
-
-@pytest.mark.parametrize(("solver", "problem"), EXACT)
-@every("family", FAMILIES)
-def test_solver_gap_small_where_exact(solver, problem, family):
-    for G, solution in answers(solver, problem, family):
-        assert solution.gap <= allowed(solver, problem, G, solution)
-
-
-@pytest.mark.parametrize(("solver", "problem"), SOLVES)
-@every("family", FAMILIES)
-def test_solver_gap_bounds_suboptimality(solver, problem, family):
-    """Against the enumeration of faces, whose own gap says how far the optimum can be from it."""
+        if case in EXACT:
+            assert solution.gap <= allowed(solver, problem, G, solution)
     for G, solution, best in answers_beside_best(solver, problem, family):
         noise = rounding(problem, G, solution) + rounding(problem, G, best)
         assert solution.value >= best.value - best.gap - noise
@@ -148,16 +142,20 @@ def test_solver_gap_bounds_suboptimality(solver, problem, family):
             assert solution.value - best.value <= solution.gap + noise
 
 
-@pytest.mark.parametrize("count", [64, 128])
 @pytest.mark.parametrize(
-    "family", ["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"]
+    ("problem", "drawn"),
+    in_turn(
+        PROBLEMS,
+        product(["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"], [64, 128]),
+        4,
+    ),
 )
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_cvx_answers_many_tasks(problem, family, count):
+@every("drawn")
+def test_cvx_answers_many_tasks(problem, drawn):
     """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12; the gap says so, and the answer stays
     feasible.
     """
-    G = gramian(family, count)
+    G = gramian(*drawn)
     solution = check(problem, G, solvers.cvx()(PROBLEMS[problem](G)))
     assert solution.gap <= 100 * allowed("cvx", problem, G, solution)
 

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 
 
-def every(name: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them."""
-    values = list(values)
+def every(
+    name: str, values: Iterable[Any] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them;
+    without values through those that a parameter of this name lists, as `in_turn` gives them.
+    """
+    known = None if values is None else list(values)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(test)
         def run(**given: Any) -> None:
-            wrong = []
+            wrong, values = list[Exception](), given.pop(name) if known is None else known
             for value in values:
                 try:
                     test(**given, **{name: value})
@@ -27,7 +31,7 @@ def every(name: str, values: Iterable[Any]) -> Callable[[Callable[..., None]], C
                 raise ExceptionGroup(f"{len(wrong)} of {len(values)}: {where}", wrong)
 
         found = inspect.signature(test)
-        rest = [part for part in found.parameters.values() if part.name != name]
+        rest = [x for x in found.parameters.values() if known is None or x.name != name]
         run.__signature__ = found.replace(parameters=rest)  # type: ignore[attr-defined]
         return run
 
@@ -46,8 +50,9 @@ def in_turn(cases: Iterable[Any], options: Iterable[Any], each: int) -> list[Any
     """
     pairs, options = list[Any](), list(options)
     for number, case in enumerate(cases):
-        at = number * each % len(options)
+        at, name = number * each % len(options), case if isinstance(case, str) else f"case {number}"
         turned = options[at:] + options[:at]
-        rest = pytest.param(case, turned[each:], marks=pytest.mark.exhaustive)
-        pairs += [pytest.param(case, turned[:each]), rest]
+        pairs.append(pytest.param(case, turned[:each], id=name))
+        mark = pytest.mark.exhaustive
+        pairs.append(pytest.param(case, turned[each:], id=f"{name}, others", marks=mark))
     return pairs
