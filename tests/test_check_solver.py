@@ -75,7 +75,7 @@ def says(**edit):
 # ---- right and wrong solvers ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
-    [(solvers.active_set(), (1, 8), ("vmap", "grad")), (solvers.auto(), (1, 32), ())],
+    [(solvers.active_set(), (1, 3), ("vmap", "grad")), (solvers.auto(), (3, 7), ())],
     ids=["active_set", "auto"],
 )
 def test_exact_solvers_are_sound(solver, tasks, claims):
@@ -90,28 +90,36 @@ def test_exact_solvers_are_sound(solver, tasks, claims):
     "given",
     few(
         [
-            {},
-            {"problems": ["dual_cone"], "claims": ["grad"], "tasks": (1, 3)},
+            {"tasks": (3, 4)},
+            {"problems": ["dual_cone"], "claims": ["grad"], "tasks": (2, 2)},
             {"claims": ["vmap", "grad"]},
         ],
         lambda given: "vmap" not in given.get("claims", ()),
     ),
-    ids=lambda given: " ".join(given) or "all",
+    ids=" ".join,
 )
 def test_the_reference_solver_is_sound(given):
     report = testing.check_solver(solvers.cvx(), **given)
     assert report.sound, report
 
 
+WRONG = {
+    "frank_wolfe": (wrong_frank_wolfe, ("cagrad", "min_norm")),  # the dual cone has no simplex
+    "uniform": (uniform, ("min_norm", "cagrad", "dual_cone")),
+    "when large": (wrong_when_large, ("dual_cone", "min_norm", "cagrad")),
+}
+
+
 @pytest.mark.parametrize(
-    ("solver", "kind"),
-    [
-        (wrong_frank_wolfe, "min_norm"),  # the dual cone has no simplex, and so no such step
-        (wrong_frank_wolfe, "cagrad"),
-        *((wrong, kind) for wrong in (uniform, wrong_when_large) for kind in KINDS),
-    ],
+    "case",
+    few(
+        [(name, kind) for name in WRONG for kind in WRONG[name][1]],
+        lambda case: case[1] == WRONG[case[0]][1][0],
+    ),
+    ids=" ".join,
 )
-def test_planted_mistakes_have_small_counterexamples(solver, kind):
+def test_planted_mistakes_have_small_counterexamples(case):
+    solver, kind = WRONG[case[0]][0], case[1]
     report = testing.check_solver(solver, [kind], tasks=(1, 4))
     assert not report.sound
     example = report.counterexamples[kind]
@@ -166,7 +174,7 @@ def test_a_counterexample_has_as_few_digits_as_it_can():
 def test_solvers_are_checked_in_every_grad_mode(mode, kind):
     with mode():
         report = testing.check_solver(
-            solvers.faces(), [kind], tasks=(1, 2), claims=["vmap", "grad"]
+            solvers.faces(), [kind], tasks=(2, 2), claims=["vmap", "grad"]
         )
     assert report.sound, report
 
@@ -196,7 +204,7 @@ def test_every_size_is_drawn(kind, tasks):
     assert all("gaussian" in families[t] and len(families[t]) >= 4 for t in found)
 
 
-@pytest.mark.parametrize(("size", "tasks"), [(12, None), (9, (5, 11))])
+@pytest.mark.parametrize(("size", "tasks"), [(12, None), (9, (8, 9))])
 def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
     def seldom(problem):
         return uniform(problem) if len(problem.gramian) == size else EXACT(problem)
@@ -206,7 +214,10 @@ def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
     assert report.counterexamples["min_norm"].jacobian.shape[0] == size
 
 
-@pytest.mark.parametrize("kind", KINDS)
+TASKS = {"min_norm": 2, "cagrad": 3, "dual_cone": 2}
+
+
+@pytest.mark.parametrize("kind", TASKS)
 def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
     """J = 0 for two tasks and three: what divides by a norm is NaN there."""
 
@@ -215,10 +226,9 @@ def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
         nothing = problem.gramian.diagonal().sum() == 0
         return found._replace(weights=found.weights.where(~nothing, torch.nan))
 
-    for tasks in ((2, 2), (3, 3)):
-        report = testing.check_solver(divides, [kind], tasks=tasks)
-        assert not report.sound
-        assert not report.counterexamples[kind].jacobian.any()
+    report = testing.check_solver(divides, [kind], tasks=(TASKS[kind],) * 2)
+    assert not report.sound
+    assert not report.counterexamples[kind].jacobian.any()
 
 
 @pytest.mark.parametrize("ends", [(1, 4), (1, 8), (2, 5)])
@@ -236,11 +246,11 @@ def test_most_draws_have_several_tasks(ends):
 
 
 def test_a_refusal_is_no_answer_and_is_said():
-    report = testing.check_solver(solvers.faces(), ["min_norm"])
-    refused = sum(len(each.rows) > 6 for each in draw("min_norm", SIZES))
+    report = testing.check_solver(solvers.faces(), ["min_norm"], tasks=(4, 8))
+    refused = sum(len(each.rows) > 6 for each in draw("min_norm", tuple(range(4, 9))))
     assert report.sound
     assert refused == sum(row.refused for row in report.rows) > 0
-    assert f"min_norm: no answer to {refused} problems of 7, 8, 12 and 20 tasks" in str(report)
+    assert f"min_norm: no answer to {refused} problems of 7 and 8 tasks" in str(report)
     assert "faces" in str(report)
     assert testing.check_solver(solvers.faces(), ["min_norm"], tasks=(1, 2)).title.endswith(
         "1 and 2 tasks, float64"
@@ -292,7 +302,7 @@ def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
             raise TypeError("min_norm only")
         return EXACT(problem)
 
-    report = testing.check_solver(min_norm_only, tasks=(1, 3))
+    report = testing.check_solver(min_norm_only, tasks=(1, 2))
     assert report.sound
     assert set(report.not_taken) == {"cagrad", "dual_cone"}
     assert "cagrad: not taken, raises TypeError: min_norm only" in str(report)
@@ -301,7 +311,7 @@ def test_kinds_that_a_solver_refuses_are_reported_and_not_counted():
     def nothing(problem):
         raise TypeError("nothing")
 
-    assert not testing.check_solver(nothing).sound
+    assert not testing.check_solver(nothing, tasks=(2, 2)).sound
 
 
 def test_claims_are_tried_only_if_made():
@@ -311,7 +321,7 @@ def test_claims_are_tried_only_if_made():
     def constant(problem):
         return EXACT(problem).weights.detach()
 
-    quick = {"problems": ["min_norm"], "tasks": (1, 3)}
+    quick = {"problems": ["min_norm"], "tasks": (1, 2)}
     assert testing.check_solver(branches, **quick).sound
     report = testing.check_solver(branches, claims=["vmap"], **quick)
     assert "min_norm: under torch.func.vmap it raises" in report.claims["vmap"]
@@ -385,7 +395,7 @@ def test_derivatives_are_tried_in_what_a_problem_has_beside_the_gramian(kind, fi
         fixed = {field: getattr(problem, field).detach()}
         return EXACT(problem._replace(**fixed))
 
-    report = testing.check_solver(solver, [kind], tasks=(2, 3), claims=["grad"])
+    report = testing.check_solver(solver, [kind], tasks=(2, 2), claims=["grad"])
     assert f"{kind}: at testing.jacobian(" in report.claims["grad"]
 
 
@@ -395,7 +405,7 @@ def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
             list(problem.gramian.diagonal().squeeze())
         return EXACT(problem)
 
-    report = testing.check_solver(iterates, tasks=(1, 3))
+    report = testing.check_solver(iterates, tasks=(1, 2))
     assert not report.sound
     assert not report.not_taken
     assert "iteration over a 0-d tensor" in report.counterexamples["cagrad"].detail
@@ -413,7 +423,7 @@ UNSOUND = {
 def test_what_is_no_function_of_the_problem_is_not_sound(what):
     wrong, text = UNSOUND[what]
     report = testing.check_solver(
-        lambda problem: uniform(problem) if wrong() else EXACT(problem), ["min_norm"], tasks=(2, 3)
+        lambda problem: uniform(problem) if wrong() else EXACT(problem), ["min_norm"], tasks=(2, 2)
     )
     assert not report.sound
     assert text in report.counterexamples["min_norm"].detail

@@ -17,6 +17,7 @@ from mtlfunc import solvers
 from mtlfunc.solvers.default import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
+from tests.support.every import every, few, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.oracles import near
 from tests.support.rules import INDEPENDENT, SPECTRAL, lengths, preferences, updated
@@ -314,36 +315,36 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
 
 
 # --- spectral rules with and without derivatives, and a Gramian that is shared ---
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", SPECTRAL)
-def test_spectral_rules_give_the_same_where_something_differentiates(name, family):
+@pytest.mark.parametrize(
+    ("case", "drawn"),
+    in_turn(product(SPECTRAL, FAMILIES), product((1, 2, 3, 8, 20), (F64, torch.float32)), 3),
+)
+@every("drawn")
+def test_spectral_rules_give_the_same_where_something_differentiates(case, drawn):
     """To ε times the condition number of what is inverted, and within the noise of float32
     Gramians, too; finite derivatives along the Gramian itself.
     """
-    make = SPECTRAL[name]
-    for count in (1, 2, 3, 8, 20):
-        for dtype in (F64, torch.float32):
-            G = gramian(family, count).to(dtype)
-            plain = updated(make(), G)
-            carried, slope = jvp(lambda g: updated(make(), g), (G,), (G,))[:2]
-            assert slope.isfinite().all()
-            wide, length = G.double(), G.double().diagonal().sqrt()
-            if name.startswith("aligned"):
-                inverted = wide / length.max().where(length.max() > 0, 1.0) ** 2
-            else:
-                unit = torch.where(length > 0, 1 / length, 0.0)
-                inverted = wide * unit * unit[:, None]
-            values = torch.linalg.eigvalsh(inverted)
-            kept = values[values > count**2 * torch.finfo(dtype).eps]
-            condition = float(kept.max() / kept.min()) if len(kept) else 1.0
-            error = (plain - carried).double()
-            distance = float((error @ wide @ error).clamp_min(0).sqrt())
-            # of the weights, at the end
-            rounding = 8 * torch.finfo(dtype).eps if dtype != F64 else 0.0
-            assert distance <= (16 * count * EPS * condition + rounding) * float(
-                carried.double().abs() @ length
-            )
-            assert plain.dtype == carried.dtype == dtype
+    (name, family), (count, dtype) = case, drawn
+    G, make = gramian(family, count).to(dtype), SPECTRAL[name]
+    plain = updated(make(), G)
+    carried, slope = jvp(lambda g: updated(make(), g), (G,), (G,))[:2]
+    assert slope.isfinite().all()
+    wide, length = G.double(), G.double().diagonal().sqrt()
+    if name.startswith("aligned"):
+        inverted = wide / length.max().where(length.max() > 0, 1.0) ** 2
+    else:
+        unit = torch.where(length > 0, 1 / length, 0.0)
+        inverted = wide * unit * unit[:, None]
+    values = torch.linalg.eigvalsh(inverted)
+    kept = values[values > count**2 * torch.finfo(dtype).eps]
+    condition = float(kept.max() / kept.min()) if len(kept) else 1.0
+    error = (plain - carried).double()
+    distance = float((error @ wide @ error).clamp_min(0).sqrt())
+    # of the weights, at the end
+    rounding = 8 * torch.finfo(dtype).eps if dtype != F64 else 0.0
+    magnitude = float(carried.double().abs() @ length)
+    assert distance <= (16 * count * EPS * condition + rounding) * magnitude
+    assert plain.dtype == carried.dtype == dtype
 
 
 @pytest.mark.parametrize("name", SPECTRAL)
@@ -460,14 +461,25 @@ def in_high_precision(gramian, preference, scale):
     return vectors * mp.matrix([mp.sqrt(s / v) * x for v, x in zip(values, inner, strict=True)])
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0)], ids=str)
-@pytest.mark.parametrize("decades", [0, 1.5, 2, 3])
-@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
-def test_aligned_mtl_derivatives_where_norms_differ(scale, decades, order):
+ORDERS = [(0, 1, 2), (1, 2, 0), (2, 1, 0)]
+SCALES = ["min", "median", "rmse"]
+
+
+# each scale with every number of decades, and with every order
+@pytest.mark.parametrize(
+    "case",
+    few(
+        product(enumerate(SCALES), enumerate([0, 1.5, 2, 3]), enumerate(ORDERS)),
+        lambda case: sum(number for number, _ in case) % 3 == 0,
+    ),
+    ids=lambda case: "-".join(str(value) for _, value in case),
+)
+def test_aligned_mtl_derivatives_where_norms_differ(case):
     """Norms 10^±decades: values, first and second derivatives in 60 digits, in every nesting and
     vmapped. Each task's part of d, relative to the largest, is exact to ε times the ratio of the
     norms, the root of the condition number.
     """
+    scale, decades, order = (value for _, value in case)
     norms = torch.tensor([10.0**decades, 1.0, 10.0**-decades], dtype=F64)[list(order)]
     unit = torch.nn.functional.normalize(jacobian("gaussian", 3), dim=1)
     move = jacobian("gaussian", 3, 7)[:, :3]

@@ -1,7 +1,7 @@
 """The Triton kernel compiles for Ampere and Hopper GPUs, which takes no GPU, to arithmetic in
 float64 alone that nothing contracts, within a multiprocessor's shared memory:
-`python -m tests.support.hopper COUNT [VERSION]` for so many cases, in a process whose Triton is not
-its interpreter (and has this version).
+`python -m tests.support.hopper COUNT [VERSION]` for so many cases, or for 0 the first on Hopper
+alone, in a process whose Triton is not its interpreter (and has this version).
 """
 
 import re
@@ -59,7 +59,8 @@ def compiles(capability: int, kind, count: int, dtype: str) -> None:
 if __name__ == "__main__":
     print("Triton", triton.__version__, flush=True)
     assert triton.__version__ in (sys.argv[2:] or [triton.__version__])
-    for case in CASES[: int(sys.argv[1])]:
-        for capability in SHARED:
+    count = int(sys.argv[1])
+    for case in CASES[: count or 1]:
+        for capability in [*SHARED][0 if count else 1 :]:
             print(capability, *case, flush=True)
             compiles(capability, *case)
