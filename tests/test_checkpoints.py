@@ -19,6 +19,7 @@ from torch.utils.checkpoint import (
 )
 
 import mtlfunc as mf
+from tests.support.every import every, in_turn
 
 F64 = torch.float64
 WORDS = "activation checkpointing"
@@ -130,8 +131,8 @@ ALONE = {"sample_gradients", "a loop of samples", "curvature"}
 """Doors that train-mode batch norm does not pass."""
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize(("layer", "kind"), in_turn(LAYERS, KINDS, 1))
+@every("kind")
 def test_every_door_refuses_a_checkpoint_by_name(layer, kind):
     net = Net(layer, kind)
     for params in choices(net).values():

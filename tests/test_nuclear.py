@@ -15,6 +15,7 @@ from torch import Tensor
 import mtlfunc as mf
 from mtlfunc.muon import nuclear as by_default
 from mtlfunc.types import Params, Rows, Solution
+from tests.support.every import every, in_turn
 
 nuclear = partial(by_default, tolerance=1e-9)  # what all but kinks reach
 
@@ -108,8 +109,8 @@ def certify(
     return float(value + 0.5 * w @ g @ w - rates.min())
 
 
-@pytest.mark.parametrize("tasks", [2, 4, 8])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("family", "tasks"), in_turn(FAMILIES, [2, 4, 8], 1))
+@every("tasks")
 def test_optimum_is_that_of_cvxpy(family, tasks):
     """Clarabel's tolerance is 1e-8 of the value and of the data's size."""
     rows = family(3 * tasks, tasks)
@@ -120,8 +121,8 @@ def test_optimum_is_that_of_cvxpy(family, tasks):
     assert abs(solution.value - best) <= 1e-6 * best + 1e-8 * length(rows)
 
 
-@pytest.mark.parametrize("tasks", [2, 4, 8])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("family", "tasks"), in_turn(FAMILIES, [4, 8, 2], 1))
+@every("tasks")
 def test_optimum_with_what_is_carried(family, tasks):
     """Rates of either sign, as large as the gradients; the value may be below 0."""
     rows, gramian = family(5 * tasks, tasks), None

@@ -6,6 +6,7 @@ stood in for.
 
 import math
 from collections import Counter
+from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ import mtlfunc as mf
 from common.memory import Alive
 from experiments.benchmarks.networks import Llama, Size
 from mtlfunc.core import tree
+from tests.support.every import every, in_turn
 from tests.support.oracles import rows_of
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -42,7 +44,7 @@ class Watched(Alive):
         return out
 
 
-def product(a, b, dtype):
+def halves(a, b, dtype):
     """One kernel of a device: halves in, sums in float32, one tensor out."""
     return torch.from_numpy(a.float().numpy() @ b.float().numpy()).to(dtype)
 
@@ -50,7 +52,7 @@ def product(a, b, dtype):
 @pytest.fixture
 def device_path(monkeypatch):
     library = torch.library.Library("aten", "IMPL")
-    library.impl("bmm.dtype", product, "CPU")
+    library.impl("bmm.dtype", halves, "CPU")
     monkeypatch.setattr(tree, "accumulates_wide", lambda *factors: True)
     yield
     library._destroy()
@@ -154,8 +156,8 @@ def test_where_a_device_has_no_product_of_halves_to_float32(monkeypatch):
     assert not wide(bfloat16, bfloat16)
 
 
-@pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("tasks", [2, 6])
+@pytest.mark.parametrize(("dtype", "tasks"), in_turn(HALVES, [2, 6], 1))
+@every("tasks")
 def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path):
     """Of centred weightings, against rows in float64, next to a loop of backward passes."""
 
@@ -213,15 +215,16 @@ def of_samples(net, x):
     return net(x).to(torch.promote_types(x.dtype, torch.float32)).square().sum((1, 2))
 
 
-@pytest.mark.parametrize("tasks", [2, 5, 24])
-@pytest.mark.parametrize("prompts", [1, 4])
-@pytest.mark.parametrize("positions", [1, 3])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(
-    dtype, positions, prompts, tasks, device_path
-):
+COLLAPSED = product((torch.float64, torch.float32, torch.bfloat16), (1, 3), (1, 4), (2, 5, 24))
+
+
+@pytest.mark.parametrize(
+    ("case", "spreads"), in_turn(COLLAPSED, enumerate((0.0, 1e-7, 1e-6, 1e-4, 1e-2, 1.0)), 2)
+)
+def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(case, spreads, device_path):
     """What weightings cancel is not lost to the products of samples, and leaves a Gramian."""
-    for seed, spread in enumerate((0.0, 1e-7, 1e-6, 1e-4, 1e-2, 1.0)):
+    dtype, positions, prompts, tasks = case
+    for seed, spread in spreads:
         net, x, matrix = collapsed(dtype, spread, prompts, tasks, positions, seed)
         looped = rows_of(matrix @ of_samples(net, x), net.parameters()).double()
         balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine="layerwise"))
