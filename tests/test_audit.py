@@ -204,16 +204,17 @@ def test_a_defect_is_named_by_its_own_property(named, broken, sound):
     } | named
 
 
-def test_a_rule_that_goes_wrong_for_many_tasks_is_audited_in_seconds():
+@pytest.mark.parametrize("only", few([["non-conflict"], None], lambda only: only is not None))
+def test_a_rule_that_goes_wrong_for_many_tasks_is_audited_in_seconds(only):
     """Right up to T = 8 and reversed from T = 9 on; in a process of its own, for its memory."""
-    code = """
+    code = f"""
 import re, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)  # or their waiting counts
 from mtlfunc.audit import audit
 from tests.support.broken_rules import reversed_from
-report = audit(reversed_from(9))
+report = audit(reversed_from(9), only={only})
 failing = [row for row in report.rows if row.status == "fails"]
 print(report["non-conflict"].status, len(report["non-conflict"].jacobian))
 # of this program alone: what getrusage says counts the process that it was forked from

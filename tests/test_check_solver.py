@@ -75,7 +75,7 @@ def says(**edit):
 # ---- right and wrong solvers ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
-    [(solvers.active_set(), (1, 3), ("vmap", "grad")), (solvers.auto(), (3, 7), ())],
+    [(solvers.active_set(), (3, 3), ("vmap", "grad")), (solvers.auto(), (1, 5), ())],
     ids=["active_set", "auto"],
 )
 def test_exact_solvers_are_sound(solver, tasks, claims):
@@ -90,7 +90,7 @@ def test_exact_solvers_are_sound(solver, tasks, claims):
     "given",
     few(
         [
-            {"tasks": (3, 4)},
+            {"tasks": (3, 3)},
             {"problems": ["dual_cone"], "claims": ["grad"], "tasks": (2, 2)},
             {"claims": ["vmap", "grad"]},
         ],
@@ -246,8 +246,8 @@ def test_most_draws_have_several_tasks(ends):
 
 
 def test_a_refusal_is_no_answer_and_is_said():
-    report = testing.check_solver(solvers.faces(), ["min_norm"], tasks=(4, 8))
-    refused = sum(len(each.rows) > 6 for each in draw("min_norm", tuple(range(4, 9))))
+    report = testing.check_solver(solvers.faces(), ["min_norm"], tasks=(6, 8))
+    refused = sum(len(each.rows) > 6 for each in draw("min_norm", (6, 7, 8)))
     assert report.sound
     assert refused == sum(row.refused for row in report.rows) > 0
     assert f"min_norm: no answer to {refused} problems of 7 and 8 tasks" in str(report)
@@ -354,16 +354,16 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
         wrong = len(weights) > 3 or uneven
         return weights + (weights - weights.detach()) if wrong else weights
 
-    def claimed(solver, claim, kind):
-        report = testing.check_solver(solver, [kind], tasks=(1, 5), claims=[claim])
+    def claimed(solver, claim, kind, *tasks):
+        report = testing.check_solver(solver, [kind], tasks=tasks, claims=[claim])
         assert not any(row.failures for row in report.rows)
         return report.claims[claim]
 
-    assert "(at T = 2)" in claimed(branches_at_two, "vmap", "min_norm")
-    assert "it raises RuntimeError" in claimed(branches_on_the_radius, "vmap", "cagrad")
-    assert "weights [" in claimed(mixes, "vmap", "dual_cone")
-    assert 'testing.jacobian("gaussian", 5, 0) torch' in claimed(slopes, "grad", "min_norm")
-    assert "preference [0.3333" in claimed(slopes, "grad", "cagrad")
+    assert "(at T = 2)" in claimed(branches_at_two, "vmap", "min_norm", 1, 2)
+    assert "it raises RuntimeError" in claimed(branches_on_the_radius, "vmap", "cagrad", 2, 2)
+    assert "weights [" in claimed(mixes, "vmap", "dual_cone", 2, 2)
+    assert 'testing.jacobian("gaussian", 5, 0) torch' in claimed(slopes, "grad", "min_norm", 3, 5)
+    assert "preference [0.3333" in claimed(slopes, "grad", "cagrad", 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
             list(problem.gramian.diagonal().squeeze())
         return EXACT(problem)
 
-    report = testing.check_solver(iterates, tasks=(1, 2))
+    report = testing.check_solver(iterates, ["cagrad"], tasks=(1, 2))
     assert not report.sound
     assert not report.not_taken
     assert "iteration over a 0-d tensor" in report.counterexamples["cagrad"].detail

@@ -128,7 +128,7 @@ def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool)
         rule = mf.uw(0.1)
     balancer = mf.Balancer(net, rule, metric=optimizer if metric else None, **options)
     seen = []
-    for _ in range(20):
+    for _ in range(6):
         optimizer.zero_grad()
         if form == "functions":
             losses = [lambda k=k: (net(BATCH)[k] - k).square().mean() for k in range(3)]
@@ -154,7 +154,7 @@ def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool)
     ],
     ids=["all", "heads", "losses", "adam", "sgd"],
 )
-def test_twenty_stock_steps_are_those_of_the_real_twin(form, options, make, metric):
+def test_stock_steps_are_those_of_the_real_twin(form, options, make, metric):
     runs = [stock(net, form, options, make, metric) for net in pair()]
     for (*one, mine), (*other, twins) in zip(*runs, strict=True):
         for x, y in zip(one, other, strict=True):
@@ -207,7 +207,7 @@ def test_pure_steps_are_those_of_the_real_twin(probe, optimizer):
             metric=probe == "metric",
         )
         state, seen = step.init(mf.parameters(net), BATCH, key=3), []
-        for _ in range(20):
+        for _ in range(6):
             state, info = step.update(state, BATCH)
             seen.append((info.losses, info.gramian, info.weights, info.rates))
         runs.append((seen, state.params))

@@ -23,16 +23,16 @@ JACOBIANS = (
 
 def of_rule(name, dtype):
     rule, some = inspect.unwrap(RULES[name].make)(), torch.tensor([True, False, True])
-    for J in JACOBIANS:
-        for present in (torch.ones_like(some), some) if RULES[name].masks else (some | True,):
-            rows = torch.tensor(J, dtype=dtype) * present[:, None]
-            told = geometry(rows @ rows.mT, (rows[:, 0].abs() + 1) * present)
-            share = present.to(dtype) / present.sum()
-            told = told._replace(present=present, preference=share)
-            state = rule.init(told.losses + 1, mf.random.key(0))
-            for _ in range(2):
-                weights, state = rule.update(told, state)
-                yield weights, state
+    for J, absent in zip(JACOBIANS, (False, True, False, True), strict=True):
+        present = some if absent and RULES[name].masks else some | True
+        rows = torch.tensor(J, dtype=dtype) * present[:, None]
+        told = geometry(rows @ rows.mT, (rows[:, 0].abs() + 1) * present)
+        share = present.to(dtype) / present.sum()
+        told = told._replace(present=present, preference=share)
+        state = rule.init(told.losses + 1, mf.random.key(0))
+        for _ in range(2):
+            weights, state = rule.update(told, state)
+            yield weights, state
 
 
 def of_solver(name, dtype):

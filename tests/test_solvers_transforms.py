@@ -192,13 +192,15 @@ def test_cagrad_derivative_in_its_radius(solver):
 
 
 # --- dtypes, scales, degenerate inputs ----------------------------------------------------------
-@pytest.mark.parametrize(("solver", "problem"), [(s, p) for s, p in EXACT if s != "auto"])
-@every("family", FAMILIES)
-def test_solver_float32_equals_float64(solver, problem, family):
+@pytest.mark.parametrize(
+    ("case", "family"), in_turn([(s, p) for s, p in EXACT if s != "auto"], FAMILIES, 5)
+)
+@every("family")
+def test_solver_float32_equals_float64(case, family):
     """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but
     √ε where ‖g_w‖ vanishes.
     """
-    eps = torch.finfo(torch.float32).eps
+    (solver, problem), eps = case, torch.finfo(torch.float32).eps
     for count in (1, 2, 5):
         G = gramian(family, count)
         wide, narrow = (SOLVERS[solver].make()(PROBLEMS[problem](g)) for g in (G, G.float()))

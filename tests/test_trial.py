@@ -219,7 +219,9 @@ def said(request) -> dict[str, list[str]]:
     return dict(map(json.loads, python("-c", code, *faults).stdout.splitlines()))
 
 
-SEVERAL = [x for x in FAULTS if re.search("of (Conv|Mm|Mul|NativeL|NativeB|.*(Embed|Norm) gone)", x)]
+SEVERAL = [
+    x for x in FAULTS if re.search("of (Conv|Mm|Mul|NativeL|NativeB|.*(Embed|Norm) gone)", x)
+]
 
 
 @pytest.mark.slow
