@@ -88,7 +88,7 @@ def test_mapped_and_compiled_steps_are_their_loops(options, rule):
 
     torch.compiler.reset()
     ways = [vmap(stepped)(lanes)]
-    if rule is mf.mgda:
+    if rule is mf.mgda and options is ZEROS:
         compiled = torch.compile(stepped, backend="eager")
         ways.append([torch.stack(x) for x in zip(*map(compiled, lanes), strict=True)])
     wanted = [torch.stack(x) for x in zip(*map(stepped, lanes), strict=True)]

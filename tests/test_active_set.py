@@ -29,7 +29,7 @@ from mtlfunc.testing.families import weakly_stationary
 from tests.support.bounds import lengths
 from tests.support.oracles import near
 
-SIZES = {2: 60, 3: 60, 8: 60, 32: 30, 64: 10, 128: 4}
+SIZES = {2: 60, 3: 60, 8: 60, 32: 15, 64: 4, 128: 2}
 solve = active_set()
 
 

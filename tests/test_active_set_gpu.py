@@ -327,7 +327,7 @@ def test_gradients_that_nearly_depend_on_each_other(kind):
         rows *= 10.0 ** random.uniform(-3, 0, size=(8, 1))
         problems.append(torch.tensor(rows @ rows.T)[None])
     vector, c = inputs(kind, 8)
-    for g in problems if CUDA else [*problems[:5], problems[27]]:
+    for g in problems if CUDA else [*problems[1:4], problems[27]]:
         assert_solved(kind, g, vector, c, *both(g, vector, c))
 
 

@@ -70,7 +70,7 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
         return len(tensors), sum(x.numel() for x in tensors)
 
     sizes = []
-    for count in range(60):
+    for count in range(40):
         grads, state, info = balance.update(mf.parameters(module), BATCH, state)
         mf.assign_gradients(module, grads)
         optimizer.step()

@@ -125,18 +125,19 @@ def test_rule_derivatives_equal_central_differences(rule):
     examples = torch.stack([jacobian("gaussian", 3, seed, width=4) for seed in range(2)])
     gradients = vmap(grad(value))(examples)
     h = 1e-4
-    for J, batched in zip(examples, gradients, strict=True):
+    for number, (J, batched) in enumerate(zip(examples, gradients, strict=True)):
         direction = torch.from_numpy(rng.standard_normal(J.shape))
-        direction = direction / direction.norm()
+        direction, gradient = direction / direction.norm(), grad(value)(J)
+        near(batched, gradient, 1e-9 if case.accuracy < 1e-6 else 1e-4, max(1e-10, case.accuracy))
+        if number:
+            continue
         a, b, c, d = (value(J + k * h * direction, smooth) for k in (-2, -1, 1, 2))
         difference = (8 * (c - b) - (d - a)) / (12 * h)
-        gradient = grad(value)(J)
         # Truncation h⁴, 1e-16, times fifth derivatives, and rounding over h: of ε in most rules,
         # of the solver's resolution 2⁻⁴⁰ in those that project on a cone, 1e-8.
         tolerance = max(1e-7, 10 * case.accuracy) * (1 + float(gradient.norm()))
         assert abs(float((gradient * direction).sum() - difference)) <= tolerance
         assert abs(float(jvp(value, (J,), (direction,))[1] - difference)) <= tolerance
-        near(batched, gradient, 1e-9 if case.accuracy < 1e-6 else 1e-4, max(1e-10, case.accuracy))
 
 
 @pytest.mark.parametrize("rule", RULES)

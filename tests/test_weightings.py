@@ -11,6 +11,7 @@ from mtlfunc.core import VERSION
 from mtlfunc.gradients import operator as engine
 from mtlfunc.gradients.by_samples import BySamples
 from mtlfunc.gradients.layerwise import formulas, plan
+from tests.support.every import every, in_turn
 from tests.support.oracles import near, rows_of
 
 RTOL = 1e-10  # sums of a few hundred float64 numbers, over the largest of what is compared
@@ -221,8 +222,10 @@ def test_a_mask_edits_the_rows_of_weightings(passes):
     tree_close(grads, wanted)
 
 
-@pytest.mark.parametrize("rule", [mf.mean, mf.mgda, mf.upgrad])
-@pytest.mark.parametrize("name", ["dense", "gpt", "convolutions"])
+@pytest.mark.parametrize(
+    ("name", "rule"), in_turn(["dense", "gpt", "convolutions"], [mf.mean, mf.mgda, mf.upgrad], 1)
+)
+@every("rule")
 def test_derivatives_of_a_step(name, rule, passes):
     """First and second order, in parameters and weightings, against a step on as many losses."""
     net, losses, batch = make(name, 3)
