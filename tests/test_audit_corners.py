@@ -39,7 +39,7 @@ def test_between_follows_the_key():
     """What is wrong at one T between is found by some key; the same key gives the same report."""
     rule = only(9, first_preferred)
     wanted = ["permutation equivariance"]
-    found = [audit(rule, only=wanted, instances=5, key=key) for key in range(6)]
+    found = [audit(rule, only=wanted, instances=5, key=key) for key in range(12)]
     assert {row["permutation equivariance"].status for row in found} == {"holds", "fails"}
     again = audit(rule, only=wanted, instances=5, key=3)
     assert str(again) == str(found[3])
