@@ -45,13 +45,10 @@ def every_size(name):
 
 def spd(count, seed):
     """A well-conditioned Gramian with conflicts, for derivatives."""
-    rows = (
-        np.random.default_rng(seed).normal(size=(count, 3 * count))
-        * np.linspace(1, 2, count)[:, None]
-    )
+    rows = np.random.default_rng(seed).normal(size=(count, 3 * count))
+    rows *= np.linspace(1, 2, count)[:, None]
     rows[0] -= 0.8 * rows[1]
-    rows = torch.from_numpy(rows)
-    return rows @ rows.mT
+    return torch.from_numpy(rows @ rows.T)
 
 
 PROBLEMS = {
@@ -87,9 +84,8 @@ def test_cagrad_is_optimal_and_in_the_ball(name, c):
         off = answer.weights - 1 / count
         reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
         # Rounding in both quadratic forms, ‖d - g₀‖² and ‖g₀‖².
-        noise = (
-            1e-15 * count * ((n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2) / (c * centre)
-        )
+        squares = (n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2
+        noise = 1e-15 * count * squares / (c * centre)
         assert (reach <= c * centre * (1 + 1e-12) + noise).all()
         # ‖g_w‖, on which value and direction hang, is known to √ε of the rows' length at best: that
         # is what is left near stationarity.
@@ -103,9 +99,8 @@ def test_cagrad_is_optimal_and_in_the_ball(name, c):
 def test_dual_cone_never_conflicts_and_is_optimal(name):
     for g in every_size(name):
         count = g.shape[-1]
-        given = torch.rand(
-            len(g), count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
-        )
+        draw = torch.Generator().manual_seed(count)
+        given = torch.rand(len(g), count, generator=draw, dtype=torch.float64)
         answer = vmap(lambda g, w: solve(dual_cone(g, w)))(g, given)
         n = lengths(g)
         magnitude = (n * answer.weights.abs()).sum(-1)
@@ -118,9 +113,8 @@ def test_small_integer_ties_are_solved():
     random = np.random.default_rng(0)
     drawn = {}
     for _ in range(4000):
-        rows = random.integers(-2, 3, size=(random.integers(2, 13), random.integers(1, 9))).astype(
-            float
-        )
+        size = random.integers(2, 13), random.integers(1, 9)
+        rows = random.integers(-2, 3, size=size).astype(float)
         if random.random() < 0.3:
             rows[random.integers(len(rows))] = -rows[random.integers(len(rows))]
         if random.random() < 0.3:
@@ -166,10 +160,8 @@ def test_ties_with_norms_eight_powers_of_ten_apart_are_solved():
             answer = vmap(lambda g, c=c: solve(cagrad(g, c)))(g)
             assert (answer.gap <= 1e-7 * n.amax(-1) * centre * (1 + c)).all()
             off = answer.weights - mean
-            assert (
-                torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
-                <= c * centre * (1 + 1e-9)
-            ).all()
+            reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
+            assert (reach <= c * centre * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
@@ -211,20 +203,16 @@ def test_batched_hyperparameter_and_shared_gramian():
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_differentiating_does_not_change_the_answer(problem):
     g = spd(8, 4)
-    for plain, carried in zip(
-        solve(problem(g)), solve(problem(g.clone().requires_grad_())), strict=True
-    ):
+    carrying = solve(problem(g.clone().requires_grad_()))
+    for plain, carried in zip(solve(problem(g)), carrying, strict=True):
         near(plain, carried.detach(), 1e-13, 1e-13)
 
 
 def test_derivatives_at_a_pareto_stationary_point_are_finite():
     rows = torch.tensor([[2.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]], dtype=torch.float64)
     for problem in PROBLEMS.values():
-        assert (
-            jacrev(lambda g, problem=problem: solve(problem(g)).weights)(rows @ rows.T)
-            .isfinite()
-            .all()
-        )
+        slopes = jacrev(lambda g, problem=problem: solve(problem(g)).weights)(rows @ rows.T)
+        assert slopes.isfinite().all()
 
 
 @pytest.mark.parametrize(("solver", "count"), [(active_set(), 16), (faces(), 6)])

@@ -31,11 +31,8 @@ FEW = (1, 2, 4)
 def certificate(problem, G, solution: Solution, c=0.4):
     """(value, gap) again, in numpy's extended precision and without the package."""
     G = G.numpy().astype(np.longdouble)
-    weights, dual, uniform = (
-        solution.weights.numpy(),
-        solution.dual.numpy(),
-        np.full(len(G), 1 / len(G)),
-    )
+    weights, dual = solution.weights.numpy(), solution.dual.numpy()
+    uniform = np.full(len(G), 1 / len(G))
     rates = G @ weights
     if problem == "min_norm":
         return weights @ rates / 2, weights @ rates - rates.min()
@@ -71,9 +68,8 @@ def allowed(solver, problem, G, solution: Solution, c=0.4):
     curvature = 1.0
     if problem == "cagrad":
         radius = c * _root(uniform(len(G)) @ G @ uniform(len(G)))
-        curvature = min(
-            _ratio(radius, _root(solution.dual @ G @ solution.dual)), _ratio(radius, 1e-3 * n.max())
-        )
+        length = _root(solution.dual @ G @ solution.dual)
+        curvature = min(_ratio(radius, length), _ratio(radius, 1e-3 * n.max()))
         delta = delta * max(1.0, float(solution.value / n.max() ** 2))
     return noise + (8 * delta * curvature) ** 0.5 * n.max() ** 2
 
@@ -219,24 +215,18 @@ def test_cagrad_threshold_separates_signs(family):
             apart = at.weights - cone.weights
             # ‖d - v‖² <= 2·r·gap/‖g_w‖, and ‖g_w‖ >= ‖d*‖.
             radius = threshold * _root(uniform(count) @ G @ uniform(count))
-            bound = (
-                2
-                * radius
-                * (at.gap + rounding("cagrad", G, at, threshold))
-                / (2 * shortest.value).sqrt()
-            ).sqrt()
-            assert _root(apart @ G @ apart) <= bound + (8 * count * EPS) ** 0.5 * (
-                n @ (at.weights.abs() + cone.weights.abs())
-            )
+            gap = at.gap + rounding("cagrad", G, at, threshold)
+            bound = (2 * radius * gap / (2 * shortest.value).sqrt()).sqrt()
+            noise = (8 * count * EPS) ** 0.5 * (n @ (at.weights.abs() + cone.weights.abs()))
+            assert _root(apart @ G @ apart) <= bound + noise
     assert seen >= 3 or family == "near_stationary"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cagrad_without_radius_is_the_mean(family):
     for count in FEW:
-        assert torch.equal(
-            solvers.faces()(solvers.cagrad(gramian(family, count), 0.0)).weights, uniform(count)
-        )
+        found = solvers.faces()(solvers.cagrad(gramian(family, count), 0.0))
+        assert torch.equal(found.weights, uniform(count))
 
 
 @pytest.mark.parametrize("family", REGULAR)

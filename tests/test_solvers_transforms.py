@@ -72,12 +72,8 @@ def test_solver_vmapped_equals_loop(case, families):
             family, alone = families[i // 2], solve(PROBLEMS[problem](g))
             mine = Solution(*(x[i] for x in together))
             if family in REGULAR and chooses(solver) and count > 1:  # the ends of two paths
-                near(
-                    mine.weights,
-                    alone.weights,
-                    1e-9,
-                    apart(solver, PROBLEMS[problem](g), mine, alone),
-                )
+                far = apart(solver, PROBLEMS[problem](g), mine, alone)
+                near(mine.weights, alone.weights, 1e-9, far)
             elif family in REGULAR:
                 near(mine, alone, 1e-9, 1e-12 * float(g.diagonal().max().clamp_min(1)))
             # Where weights are not unique batched arithmetic may pick others: equal objectives, as
@@ -117,17 +113,12 @@ def complementary(problem, count, how_many):
         G = J @ J.mT
         solution = solvers.auto()(PROBLEMS[problem](G))
         n = lengths(G)
-        multiplier = (
-            solution.rates
-            if problem == "dual_cone"
-            else solution.rates - solution.dual @ solution.rates
-        ) / (n * n.max())
-        on = solution.dual > 0
-        if (
-            (solution.dual[on] * n[on] / n.max() > 1e-2).all()
-            and (multiplier[~on] > 1e-2).all()
-            and (problem != "dual_cone" or on.any())
-        ):
+        level = 0.0 if problem == "dual_cone" else solution.dual @ solution.rates
+        multiplier, on = (solution.rates - level) / (n * n.max()), solution.dual > 0
+        clear = (solution.dual[on] * n[on] / n.max() > 1e-2).all() and (
+            multiplier[~on] > 1e-2
+        ).all()
+        if clear and (problem != "dual_cone" or on.any()):
             found.append(J)
     return found
 
@@ -209,10 +200,8 @@ def test_solver_float32_equals_float64(case, family):
         if problem == "min_norm":
             assert abs(narrow.value - wide.value) <= 2 * eps * n.max() ** 2 + wide.gap
         elif problem == "cagrad":
-            assert (
-                abs(narrow.value - wide.value)
-                <= (4 * eps + 0.4 * (4 * eps) ** 0.5) * n.max() ** 2 + wide.gap
-            )
+            noise = (4 * eps + 0.4 * (4 * eps) ** 0.5) * n.max() ** 2
+            assert abs(narrow.value - wide.value) <= noise + wide.gap
         elif family in REGULAR:
             # condition numbers here are below 1e2
             near(narrow.weights.double(), wide.weights, 1e3 * eps, 1e3 * eps)
@@ -244,12 +233,7 @@ def test_solver_zero_gramian_single_task_and_extreme_scales(solver, problem):
     assert all(x.isfinite().all() for x in zero)
     assert zero.gap == 0
     alone = solve(PROBLEMS[problem](torch.tensor([[4.0]], dtype=F64)))
-    near(
-        alone.weights,
-        torch.tensor([{"min_norm": 1.0, "cagrad": 1.4, "dual_cone": 1.0}[problem]], dtype=F64),
-        0,
-        1e-11,
-    )
+    near(alone.weights, torch.tensor([1.4 if problem == "cagrad" else 1.0], dtype=F64), 0, 1e-11)
 
 
 @pytest.mark.parametrize(("solver", "problem"), SOLVES)
