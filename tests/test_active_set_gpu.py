@@ -235,8 +235,8 @@ def test_radius_zero_is_the_mean_gradient():
 def test_float32_gramians_are_read_as_they_are(kind):
     names = ("gaussian", "duplicates", "pareto_stationary")
     g, eps = torch.stack([gramian(x, 5, 2).float() for x in names]), torch.finfo(torch.float32).eps
-    given = (None if x is None else x.float() for x in inputs(kind, 5, 3))
-    (report, _, info), (other, _, other_info) = both(g, *given, eps)
+    vector, c = (None if x is None else x.float() for x in inputs(kind, 5, 3))
+    (report, _, info), (other, _, other_info) = both(g, vector, c, eps)
     scale = g.diagonal(dim1=-2, dim2=-1).amax(-1, keepdim=True)
     assert ((report - other)[:, -2:].abs() <= 1e-6 * scale).all()
     assert torch.equal(info[:, 1], other_info[:, 1])

@@ -115,9 +115,8 @@ def complementary(problem, count, how_many):
         n = lengths(G)
         level = 0.0 if problem == "dual_cone" else solution.dual @ solution.rates
         multiplier, on = (solution.rates - level) / (n * n.max()), solution.dual > 0
-        clear = (solution.dual[on] * n[on] / n.max() > 1e-2).all() and (
-            multiplier[~on] > 1e-2
-        ).all()
+        share = solution.dual * n / n.max()
+        clear = (share[on] > 1e-2).all() and (multiplier[~on] > 1e-2).all()
         if clear and (problem != "dual_cone" or on.any()):
             found.append(J)
     return found
