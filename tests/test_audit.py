@@ -145,7 +145,10 @@ def assert_named(report, broken):
     assert row.contract == (broken.property in CONTRACTS)
 
 
-@pytest.mark.parametrize("case", BROKEN)
+ONE_EACH = {broken.property: case for case, broken in reversed(BROKEN.items())}.values()
+
+
+@pytest.mark.parametrize("case", few(BROKEN, lambda case: case in ONE_EACH))
 def test_broken_rule_is_named(case, monkeypatch):
     """And the command exits with 1 just where it breaks a contract.
 
