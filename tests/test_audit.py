@@ -61,7 +61,7 @@ def reported(rule: str) -> Report:
     return audit(eval(RULES[rule], vars(mf).copy()), only=list(TEXTBOOK[rule]), name=rule)
 
 
-@pytest.mark.parametrize("rule", TEXTBOOK)
+@pytest.mark.parametrize("rule", few(TEXTBOOK, lambda rule: rule in ("mgda", "pcgrad", "cagrad")))
 def test_audit_finds_the_textbook_by_itself(rule):
     assert {row.name: row.status for row in reported(rule).rows} == TEXTBOOK[rule]
 

@@ -324,7 +324,7 @@ def test_steps_inside_samples_and_across_them(step):
 
 
 @given(st.lists(st.sampled_from(sorted(STEPS)), max_size=3), st.sampled_from(sorted(LAST)))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_nothing_false_is_proved_of_programs(steps, last):
     assert not wrong(steps, last)[0]
 
