@@ -2,8 +2,8 @@
 
 `torch.Generator` cannot be batched. Here every number is a hash (the finaliser of splitmix64) of a
 key and a position: the same key gives the same numbers alone, vmapped and compiled, on every
-device. A plain key on a CPU, the case of an ordinary training loop, is hashed by Python and NumPy
-instead of some thirty operations in torch.
+device. A plain key on a CPU, the case of an ordinary training loop, is hashed in Python's integers
+and NumPy's instead of some thirty operations in torch.
 """
 
 import math
@@ -25,7 +25,7 @@ _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _HIGH, _LOW = 0x9E3779B9, 0x7F4A7C15  # its halves
 _FIRST = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _SECOND = -7723592293110705685  # 0x94D049BB133111EB
-_ALL, _POSITIVE = 2**64 - 1, 2**63 - 1
+_POSITIVE = 2**63 - 1
 
 _library = torch.library.Library("mtlfunc", "FRAGMENT")
 _library.define("from_memory(Tensor x) -> Tensor")
@@ -95,7 +95,8 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
         False
     """
     if _is_plain(key, data):
-        return _scalar(_plain_fold(int(key), int(data)))
+        folded = _hash(_hash(int(key) + _GOLDEN) ^ _hash(int(data) + _FIRST))
+        return torch.from_numpy(np.array(folded, np.int64))
     key, data = _from_memory(key), _from_memory(data * torch.ones_like(key))
     return _hash(_hash(key + _GOLDEN) ^ _hash(data + _FIRST))
 
@@ -152,13 +153,9 @@ def uniform(
         >>> bool(((0 <= x) & (x < 1)).all())
         True
     """
-    if dtype in _PLAIN and _is_plain(key):
-        digits = 53 if dtype is torch.float64 else 24
-        bits = _plain_bits(int(key), shape) >> np.uint64(64 - digits)
-        return torch.from_numpy(bits * 2.0**-digits).to(dtype).reshape(shape)
     _expect_floating(dtype)
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
-    return (_shift(_bits(key, shape), 64 - digits).to(torch.float64) * 2.0**-digits).to(dtype)
+    return (_bits(key, shape, digits).to(torch.float64) * 2.0**-digits).to(dtype)
 
 
 def normal(
@@ -178,30 +175,9 @@ def normal(
         >>> normal(key(0), (2, 3)).shape
         torch.Size([2, 3])
     """
-    if dtype in _PLAIN and _is_plain(key):
-        return _plain_normal(int(key), shape, dtype)
     _expect_floating(dtype)
-    middle = (_shift(_bits(key, shape), 11).to(torch.float64) + 0.5) * 2.0**-53
-    return (torch.erfinv(2 * middle - 1) * math.sqrt(2)).to(dtype)
-
-
-def draw_normal(
-    stream: Stream, shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Float[Tensor, "..."], Stream]:
-    """`normal` of the key that `draw` gives, in fewer operations where values can be read."""
-    key, drawn = stream
-    if dtype in _PLAIN and _is_plain(key, drawn):
-        count = int(drawn)
-        found = _plain_normal(_plain_fold(int(key), count), shape, dtype)
-        return found, Stream(key, _scalar(count + 1))
-    key, stream = draw(stream)
-    return normal(key, shape, dtype), stream
-
-
-def _plain_normal(key: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    middle = ((_plain_bits(key, shape) >> np.uint64(11)) + 0.5) * 2.0**-53
-    numbers = torch.from_numpy(2 * middle - 1).erfinv_().mul_(math.sqrt(2))
-    return numbers.to(dtype).reshape(shape)
+    middle = (_bits(key, shape, 53).to(torch.float64) + 0.5) * 2.0**-52
+    return (torch.erfinv(middle - 1) * math.sqrt(2)).to(dtype)
 
 
 def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Tensor, "..."]:
@@ -232,8 +208,6 @@ def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Te
 _MOST_COMPARED = 128
 """Up to so many numbers a compiled program compares each with all instead of sorting them."""
 
-_PLAIN = torch.float32, torch.float64
-
 
 def _expect_floating(dtype: Any) -> None:
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
@@ -253,41 +227,19 @@ def _is_plain(*numbers: Any) -> bool:
     return True
 
 
-def _plain_fold(key: int, data: int) -> int:
-    """`fold_in` of integers, without a dozen small tensors on the way."""
-    x = _plain_hash(_plain_hash(key + _GOLDEN) ^ _plain_hash(data + _FIRST))
-    return x - 2**64 if x >= 2**63 else x
-
-
-def _plain_hash(x: int) -> int:
-    x &= _ALL
-    x = ((x ^ (x >> 30)) * _FIRST) & _ALL
-    x = ((x ^ (x >> 27)) * _SECOND) & _ALL
-    return x ^ (x >> 31)
-
-
-def _plain_bits(key: int, shape: tuple[int, ...]) -> np.ndarray:
-    """`_bits` of an integer, flat and as uint64, by NumPy."""
-    position = np.arange(1, np.prod(shape, dtype=int) + 1, dtype=np.uint64)
-    x = position * np.uint64(_GOLDEN & _ALL) + np.uint64(_plain_hash(key + _GOLDEN))
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_FIRST & _ALL)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_SECOND & _ALL)
-    return x ^ (x >> np.uint64(31))
-
-
-def _scalar(x: int) -> Int[Tensor, ""]:
-    return torch.from_numpy(np.array(x, np.int64))
-
-
-def _bits(key: Tensor, shape: int | tuple[int, ...]) -> Tensor:
-    shape = (shape,) if isinstance(shape, int) else shape  # as NumPy reads it, of a plain key
-    count = math.prod(shape)
-    position = torch.arange(1, count + 1, dtype=torch.int64, device=key.device).reshape(shape)
+def _bits(key: Tensor, shape: int | tuple[int, ...], digits: int) -> Tensor:
+    """Whole numbers of so many random bits."""
+    count, plain = math.prod((shape,) if isinstance(shape, int) else shape), _is_plain(key)
+    if plain:
+        start, position = int(key), np.arange(1, count + 1, dtype=np.int64)
+    else:
+        start, position = _from_memory(key), torch.arange(1, count + 1, device=key.device)
     # Times the golden ratio modulo 2**64, in halves whose products stay inside int64. The mask
     # changes nothing; it keeps inductor from multiplying positions itself, in 32 bits or in Python.
     position = position & _POSITIVE
     product = position * _LOW + ((position * _HIGH) << 32)
-    return _hash(_hash(_from_memory(key) + _GOLDEN) + product)
+    found = _shift(_hash(_hash(start + _GOLDEN) + product), 64 - digits)
+    return (torch.from_numpy(found) if plain else found).reshape(shape)
 
 
 def _from_memory(key: Tensor) -> Tensor:
@@ -300,11 +252,18 @@ def _from_memory(key: Tensor) -> Tensor:
     return torch.ops.mtlfunc.from_memory(key) if compiled else key
 
 
-def _hash(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _FIRST
-    x = (x ^ _shift(x, 27)) * _SECOND
+def _hash(x: Any) -> Any:
+    """The finaliser of splitmix64, of a tensor, an array of NumPy or an integer."""
+    x = _wrap(x)
+    x = _wrap((x ^ _shift(x, 30)) * _FIRST)
+    x = _wrap((x ^ _shift(x, 27)) * _SECOND)
     return x ^ _shift(x, 31)
 
 
-def _shift(x: Tensor, n: int) -> Tensor:
+def _wrap(x: Any) -> Any:
+    """Modulo 2**64, as tensors and arrays of int64 do by themselves."""
+    return (x + 2**63) % 2**64 - 2**63 if isinstance(x, int) else x
+
+
+def _shift(x: Any, n: int) -> Any:
     return (x >> n) & ((1 << (64 - n)) - 1)  # a logical shift: int64's own carries the sign

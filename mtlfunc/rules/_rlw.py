@@ -33,7 +33,8 @@ def rlw() -> Rule:
 
     def update(geometry: Geometry, state: random.Stream) -> tuple[Tensor, State]:
         losses, present = geometry.losses, geometry.present
-        draws, state = random.draw_normal(state, tuple(losses.shape), losses.dtype)
+        key, state = random.draw(state)
+        draws = random.normal(key, tuple(losses.shape), losses.dtype)
         if all_present(present):
             return torch.softmax(draws, -1), state
         return torch.softmax(draws.where(present, -torch.inf), -1).where(present, 0.0), state
