@@ -67,5 +67,5 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
 
 __dir__: Any = __all__.copy  # for completion: public names alone
 
-if _VERSION > _NEWEST:  # which CI has not tested: it is tried at its first use
-    import_module(f"{__name__}.analysis.trial").at_the_doors()
+if _VERSION > _NEWEST:  # which CI has not tested
+    import_module(f"{__name__}.analysis.trial").try_torch()

@@ -1,28 +1,24 @@
-"""A torch newer than those that CI tests: what differs is found at the first use, a slower way is
-taken, the numbers are right, and one warning says why. Faults are planted, each in a process.
+"""A torch newer than those that CI tests: what differs is found, a slower way is taken, the numbers
+are right, and one warning says why. Faults are planted.
 """
 
-import importlib
-import json
-import os
 import re
 import sys
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
 import mtlfunc as mf
+from mtlfunc.analysis import trial
 from mtlfunc.core import hooks, internals
-from mtlfunc.gradients import backward, run
+from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import nodes, uses
 from tests.support import python
 from tests.support.every import few
@@ -92,32 +88,38 @@ def answers_are_right() -> None:
         torch.testing.assert_close([x.grad for x in leaves], rows)
 
 
-def plant(name: str, wrong: Any) -> None:
+Patch = pytest.MonkeyPatch
+"""What plants a fault."""
+
+
+def plant(name: str, wrong: Any) -> Callable[[Patch], None]:
     """As if torch had another one, wherever the package has it."""
-    old = getattr(internals, name)
-    for key, module in list(sys.modules.items()):
-        if key.startswith("mtlfunc") and vars(module).get(name) is old:
-            setattr(module, name, wrong)
+
+    def put(patch: Patch) -> None:
+        old = getattr(internals, name)
+        for key, module in list(sys.modules.items()):
+            if key.startswith("mtlfunc") and vars(module).get(name) is old:
+                patch.setattr(module, name, wrong)
+
+    return put
 
 
-def change(node: str, changed: Callable[[uses.Use], uses.Use]) -> None:
-    """As if a node's values had another meaning."""
-    facts = nodes.NODES[node]
-    read = {
-        i: (lambda operand, reader=reader: changed(reader(operand)))
-        for i, reader in facts.read.items()
-    }
-    nodes.NODES[node] = facts._replace(read=read)
+def change(node: str, **others: Callable[[nodes.Facts], Any]) -> Callable[[Patch], None]:
+    """As if a node's values had another meaning, or other names."""
+    facts = nodes.NODES[f"{node}Backward0"]
+    other = facts._replace(**{field: make(facts) for field, make in others.items()})
+    return lambda patch: patch.setitem(nodes.NODES, f"{node}Backward0", other)
 
 
-def doubled(use: uses.Use) -> uses.Use:
-    return use._replace(varied=lambda delta: 2 * use.varied(delta))
+def doubled(facts: nodes.Facts) -> Any:
+    def twice(use: uses.Use) -> uses.Use:
+        return use._replace(varied=lambda delta: 2 * use.varied(delta))
+
+    return {i: lambda operand, read=read: twice(read(operand)) for i, read in facts.read.items()}
 
 
-def gone(node: str) -> None:
-    facts = nodes.NODES[node]
-    read = {i: (lambda operand: operand.node._saved_no_more) for i in facts.read}
-    nodes.NODES[node] = facts._replace(read=read)
+def unnamed(facts: nodes.Facts) -> Any:
+    return {i: lambda operand: operand.node._saved_no_more for i in facts.read}
 
 
 def engine(answer: Callable[[Any], Any]) -> Any:
@@ -135,107 +137,88 @@ def wrong_vmap(f: Any, **_: Any) -> Any:
     return lambda xs: tuple(torch.stack(y) * 2 for y in zip(*map(f, xs), strict=True))
 
 
-def other_rule(node: str) -> None:
-    facts = nodes.NODES[node]
-    nodes.NODES[node] = facts._replace(rule=lambda step, *_: step.node._saved_no_more)
-
-
-def turned(node: str) -> None:
-    facts = nodes.NODES[node]
-    assert facts.rule is not None
-    nodes.NODES[node] = facts._replace(rule=lambda *a, f=facts.rule: np.flip(f(*a), 0))
-
-
-def first_inside_a_transform() -> None:
-    """And at once by two threads, of which neither waits for ever."""
-
-    def total(s: Tensor) -> Tensor:
-        params = {"w": torch.eye(2)}
-        return mf.task_gramian(lambda p, x: (s * x @ p["w"]).mean(0), params, X.float())[1].sum()
-
-    with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(vmap(grad(total)), [torch.ones(2), torch.ones(2)]))
-    assert bool((found[0] == found[1]).all())
-
-
 NORMS = "NativeGroupNorm", "NativeLayerNorm", "NativeBatchNorm"
-FAULTS: dict[str, Callable[[], Any]] = {
-    "nothing": lambda: None,
-    "nothing, first inside a transform": first_inside_a_transform,
-    "an engine of other numbers": lambda: plant(
+FAULTS: dict[str, Callable[[Patch], None]] = {
+    "nothing": lambda patch: None,
+    "an engine of other numbers": plant(
         "autograd_engine", engine(lambda found: [None if x is None else 2 * x for x in found])
     ),
-    "no engine": lambda: plant("autograd_engine", SimpleNamespace()),
-    "a graph that cannot be freed": lambda: plant("undefined_grad", refuse),
-    "nodes without numbers": lambda: plant("nodes_made", lambda: 0),
-    "numbers that raise": lambda: plant("nodes_made", refuse),
-    "hooks without numbers": lambda: setattr(hooks.Handles, "hooked", property(lambda _: False)),
-    "modes unseen": lambda: plant("is_traced", lambda: 0),
-    "saved tensors without their hook": lambda: setattr(hooks, "is_hooked", lambda _: False),
-    "batches of other numbers": lambda: setattr(backward, "vmap", wrong_vmap),
-    "batches refused": lambda: setattr(backward, "vmap", lambda *_, **__: refuse),
+    "no engine": plant("autograd_engine", SimpleNamespace()),
+    "a graph that cannot be freed": plant("undefined_grad", refuse),
+    "nodes without numbers": plant("nodes_made", lambda: 0),
+    "numbers that raise": plant("nodes_made", refuse),
+    "hooks without numbers": lambda patch: patch.setattr(
+        hooks, "RemovableHandle", SimpleNamespace(next_id=0)
+    ),
+    "batches of other numbers": lambda patch: patch.setattr(backward, "vmap", wrong_vmap),
+    "batches refused": lambda patch: patch.setattr(backward, "vmap", lambda *_, **__: refuse),
     **{
-        f"other values of {name}": partial(change, f"{name}Backward0", doubled)
+        f"other values of {name}": change(name, read=doubled)
         for name in ("Embedding", "Convolution", "Mm", "Addmm", "Mul", *NORMS)
     },
     **{
-        f"a name of {name} gone": partial(gone, f"{name}Backward0")
+        f"a name of {name} gone": change(name, read=unnamed)
         for name in ("Embedding", "Addmm", "NativeGroupNorm")
     },
-    "names that tell samples gone": lambda: other_rule("NativeGroupNormBackward0"),
-    "samples in another order": lambda: turned("ConvolutionBackward0"),
-    "a name that is looked up gone": lambda: internals.GONE.append("torch._foreach_copy_"),
+    "names that tell samples gone": change(
+        "NativeGroupNorm", rule=lambda _: lambda step, *_: step.node._saved_no_more
+    ),
+    "samples in another order": change(
+        "Convolution", rule=lambda facts: lambda *a: np.flip(cast("Any", facts.rule)(*a), 0)
+    ),
+    "a name that is looked up gone": lambda patch: patch.setattr(
+        internals, "GONE", ["torch._foreach_copy_"]
+    ),
 }
-
-
-def outcome(fault: str) -> list[str]:
-    """What is said, once, where a fault is planted; raises if a number is wrong."""
-    FAULTS[fault]()
-    with warnings.catch_warnings(record=True, action="always") as caught:
-        answers_are_right()
-        answers_are_right()
-    return [str(x.message) for x in caught if x.category is RuntimeWarning]
-
-
-def main() -> None:
-    """Faults by names, each in a child of a process that takes its torch for one of tomorrow."""
-    vmap(grad(torch.sin))(torch.ones(2))  # imported once for all children
-    for fault in sys.argv[1:]:
-        if not os.fork():
-            try:
-                said = outcome(fault)
-            except BaseException as error:
-                said = [f"failed: {type(error).__name__}: {error}"]
-            print(json.dumps([fault, said]), flush=True)
-            os._exit(0)
-        os.wait()
-
-
-@pytest.fixture(scope="module")
-def said(request) -> dict[str, list[str]]:
-    code = "import torch; torch.__version__ = '9.9.0'; from tests import test_trial as t; t.main()"
-    chosen = [getattr(item, "callspec", None) for item in request.session.items]
-    faults = [x.params["fault"] for x in chosen if x and x.params.get("fault") in FAULTS]
-    return dict(map(json.loads, python("-c", code, *faults).stdout.splitlines()))
 
 
 ALIKE = re.compile("of (Conv|Mm|Mul|NativeL|NativeB|.*(Embed|Norm).* gone)")
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 @pytest.mark.parametrize("fault", few(FAULTS, lambda fault: not ALIKE.search(fault)))
-def test_a_fault_is_found_and_numbers_are_right(fault, said):
-    if fault == "saved tensors without their hook" and not internals.tells_hooks:
-        pytest.skip("torch before 2.10 does not tell")
-    if fault.startswith("nothing"):
-        assert not said[fault]
+def test_a_fault_is_found_and_numbers_are_right(fault, monkeypatch):
+    monkeypatch.setattr(internals.Trust, "private", True)
+    monkeypatch.setattr(uses, "WARNED", set())
+    FAULTS[fault](monkeypatch)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        trial.try_torch()
+        answers_are_right()
+        answers_are_right()
+    said = [str(x.message) for x in caught if x.category is RuntimeWarning]
+    if fault == "nothing":
+        assert not said
         return
-    (message,) = said[fault]
-    assert "torch 9.9.0" in message
+    (message,) = said
+    assert f"torch {torch.__version__}" in message
     assert message.endswith("foreach_copy_ is gone" if "looked up" in fault else "slower and right")
 
 
+def test_what_no_way_mends_is_said(monkeypatch):
+    monkeypatch.setattr(internals.Trust, "private", True)
+    monkeypatch.setattr(trial, "task_gramian", refuse)
+    with pytest.warns(RuntimeWarning, match="TypeError: this takes.*numbers may be wrong"):
+        trial.try_torch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", ["", "torch.func.grad", "torch.no_grad()"])
+def test_a_newer_torch_is_tried_when_it_is_imported(inside):
+    """Inside a transform of torch.func, too, where there are other numbers."""
+    code = """
+import sys, torch
+torch.__version__ = "9.9.0"
+def load(x):
+    import mtlfunc.core.internals
+    return x
+INSIDE(load)(torch.ones(()))
+print("mtlfunc.analysis.trial" in sys.modules)
+""".replace("INSIDE", inside)
+    done = python("-W", "always", "-c", code)
+    assert done.stdout.split() == ["True"]
+    assert ("slower and right" in done.stderr) == ("func" in inside)
+
+
 def test_where_torch_was_tested_nothing_is_tried():
-    importlib.import_module("mtlfunc.analysis.trial")  # as a test of every module does
-    assert run.observe.__module__ == run.live.__module__ == run.__name__
+    assert not python(
+        "-c", "import sys, mtlfunc; assert 'mtlfunc.analysis.trial' not in sys.modules"
+    ).stdout

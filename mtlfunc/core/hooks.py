@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from .internals import nodes_made, tells_hooks
+from .internals import Trust, nodes_made, tells_hooks
 
 Node = Any  # torch.autograd.graph.Node
 
@@ -67,8 +67,8 @@ class Handles:
 
     def __init__(self) -> None:
         self.first: int = RemovableHandle.next_id
-        self.since: int = nodes_made()
+        self.since: int = nodes_made() if Trust.private else 2**62
 
     @property
     def hooked(self) -> bool:
-        return self.first != RemovableHandle.next_id
+        return not Trust.private or self.first != RemovableHandle.next_id

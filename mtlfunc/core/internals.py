@@ -19,6 +19,14 @@ GONE: list[str] = []
 """The names that this torch lacks."""
 
 
+class Trust:
+    """Whether this torch does what the package takes for granted of its private parts; where a
+    trial says no (`mtlfunc.analysis.trial`), each row is an ordinary pass of its own.
+    """
+
+    private = True
+
+
 def find(path: str, stand_in: Any) -> Any:
     """What stands at `path`, or else `stand_in`."""
     found: Any = torch

@@ -19,7 +19,9 @@ from torch.func import vjp
 
 from ..core.checks import enable_grad, gradient_edge, inside_transform, tensors_of
 from ..core.internals import (
+    ENGINE,
     TorchDispatchMode,
+    Trust,
     autograd_engine,
     forward_level,
     hooks_of_all_modules,
@@ -125,7 +127,8 @@ def run_backward(
         roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
     if not (places and cotangents):  # without places autograd would add to .grad
         return (None,) * len(places)
-    grads = autograd_engine.run_backward(
+    engine = autograd_engine if Trust.private else ENGINE
+    grads = engine.run_backward(
         roots, cotangents, keep, record, places, True, accumulate_grad=False
     )
     others = [x for x in grads if x is not None and (x.is_sparse or x.is_complex())]

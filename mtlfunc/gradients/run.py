@@ -21,7 +21,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
-from ..core.internals import tree_map, undefined_grad
+from ..core.internals import Trust, tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
@@ -219,7 +219,7 @@ def release(forwards: list[Forward]) -> None:
         if not (x.root is None or x.graph.has_custom_backward)
         and not has_saved_hooks(x.graph.following)
     ]
-    if freed and undefined_grad is not None:
+    if freed and undefined_grad is not None and Trust.private:
         vectors = [forward.losses.vector for forward in freed]
         nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
         every = {i: x for forward in freed for i, x in forward.graph.variables.items()}

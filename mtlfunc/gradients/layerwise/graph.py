@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge
 
 from ...core import hooks
 from ...core.checks import depth
-from ...core.internals import accumulate_grad, tells_hooks
+from ...core.internals import Trust, accumulate_grad, tells_hooks
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed
@@ -138,7 +138,7 @@ class Graph:
             x.name() == "IndexCopyBackward0" and getattr(x, "_saved_source_dim", 0) == 0
             for x in self.following
         )
-        return not (_has(self.kinds, "looped") or mixed or custom or copied)
+        return Trust.private and not (_has(self.kinds, "looped") or mixed or custom or copied)
 
     @cached_property
     def can_batch_twice(self) -> bool:
@@ -243,6 +243,8 @@ class Reading(NamedTuple):
 
 def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
     """All nodes that read these leaves; none for one on which no loss depends."""
+    if not Trust.private:
+        return Reading({}, dict.fromkeys(leaves, "graphs of this torch are not read"))
     if not tells_hooks and hooks.has_checkpoint(graph.following):
         return Reading({}, dict.fromkeys(leaves, "checkpointing has taken its input away"))
     found: dict[str, list[Use]] = {}
