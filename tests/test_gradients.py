@@ -156,6 +156,14 @@ def test_select_finds_the_parameters_of_another_dict_by_their_storage():
     assert select(params, module.neck) == ("net/neck.weight", "net/neck.bias")
 
 
+def test_select_takes_the_names_of_the_whole_network_for_those_of_a_part():
+    trunk = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    mf.parameters(trunk)
+    params = mf.parameters(torch.nn.Sequential(trunk, torch.nn.Linear(2, 2)))
+    for moved in (params, {name: leaf + 1 for name, leaf in params.items()}):
+        assert select(moved, trunk[1]) == ("0.1.weight", "0.1.bias")
+
+
 def test_select_tells_two_heads_of_one_shape_apart():
     module = Named()
     assert select(mf.parameters(module), module.heads[1]) == ("heads.1.weight", "heads.1.bias")

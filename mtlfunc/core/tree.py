@@ -15,8 +15,8 @@ from .checks import constant_when_compiled, depth, same_storage
 from .internals import forward_level
 from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
-_NAMES: MutableMapping[Tensor, dict[str, None]] = WeakIdKeyDictionary()
-"""The names under which `parameters` handed a module's parameters out."""
+_NAMES: MutableMapping[Tensor, dict[frozenset[str], str]] = WeakIdKeyDictionary()
+"""A parameter's name in every dict that `parameters` handed out, by the names of all in there."""
 
 
 def parameters(module: nn.Module) -> Params:
@@ -40,7 +40,7 @@ def parameters(module: nn.Module) -> Params:
     refuse_wrapped(module)
     found = trained(module)
     for name, leaf in found.items():
-        _NAMES.setdefault(leaf, {})[name] = None
+        _NAMES.setdefault(leaf, {})[frozenset(found)] = name
     return {name: leaf.detach() for name, leaf in found.items()}
 
 
@@ -214,11 +214,16 @@ def _leaves(which: nn.Module | Tensor) -> list[Tensor]:
 def _known_names(
     which: nn.Module | Tensor, names: tuple[str, ...]
 ) -> list[tuple[str | None, bool]]:
-    """Of every leaf the name that `parameters` gave it, and whether it is trainable."""
-    return [
-        (next((n for n in _NAMES.get(leaf, {}) if n in names), None), leaf.requires_grad)
-        for leaf in _leaves(which)
-    ]
+    """Of every leaf the name that `parameters` gave it, and whether it is trainable.
+
+    A module and a part of it name a parameter differently: of the dict with most of these names.
+    """
+    found = []
+    for leaf in _leaves(which):
+        known = [(len(every.intersection(names)), n) for every, n in _NAMES.get(leaf, {}).items()]
+        name = max((pair for pair in known if pair[1] in names), default=(0, None))[1]
+        found.append((name, leaf.requires_grad))
+    return found
 
 
 def few_names(names: Iterable[str]) -> str:
