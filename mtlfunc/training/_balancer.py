@@ -81,10 +81,10 @@ class Balancer:
         group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; every rank gets
             the union's gradient. The module may be wrapped in DistributedDataParallel, whose own
             averaging then has nothing to do. None is this process alone, or what the probe says.
-        metric: the optimizer that steps on the parameters: SGD, Adam, AdamW, NAdam, RMSprop or
-            Adagrad of `torch.optim`, whose step is -(c + P·g) with a diagonal P. The Gramian is
-            then J P Jᵀ, and `Info.rates` are J(c + P·g), by how much each loss falls in the next
-            step to first order. See `mtlfunc.safe` and docs/how-to/metric.md.
+        metric: the optimizer that steps on the parameters: SGD, Adam, AdamW or RMSprop of
+            `torch.optim`, whose step is -(c + P·g) with a diagonal P. The Gramian is then J P Jᵀ,
+            and `Info.rates` are J(c + P·g), by how much each loss falls in the next step to first
+            order. See `mtlfunc.safe` and docs/how-to/metric.md.
 
     Raises:
         TypeError: for a module or rule that is something else.

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from ..core.tree import as_real
 from ..types import Metric, Params
@@ -114,21 +114,6 @@ def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     return scale, _times(first / (1 - first), scale, state["exp_avg"]) if first else None
 
 
-def _nadam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    (first, second), steps = group["betas"], _number(state["step"])
-
-    def mu(step: Any) -> Any:
-        return first * (1 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
-
-    now, later = mu(steps + 1), mu(steps + 2)
-    product = _number(state["mu_product"]) * now
-    ahead = later / (1 - product * later)
-    share = (1 - now) / (1 - product) + ahead * (1 - first)
-    square, correction = state["exp_avg_sq"], (1 - second**steps) ** 0.5
-    scale = _over_root(group["lr"] * share, square, correction, group["eps"])
-    return scale, _times(ahead * first / share, scale, state["exp_avg"])
-
-
 def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     square = state["square_avg"]
     if group["centered"]:
@@ -138,17 +123,7 @@ def _rmsprop(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
     return _over_root(group["lr"], square, 1.0, group["eps"]), carried
 
 
-def _adagrad(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    steps = _number(state["step"])
-    if steps == 0 and not group["initial_accumulator_value"]:
-        return _filled(leaf, group["lr"]), None
-    rate = group["lr"] / (1 + steps * group["lr_decay"])
-    return _over_root(rate, state["sum"], 1.0, group["eps"]), None
-
-
-_FORMS: dict[type, Form] = {
-    Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, Adagrad: _adagrad, SGD: _sgd, NAdam: _nadam,
-}  # fmt: skip
+_FORMS: dict[type, Form] = {Adam: _adam, AdamW: _adam, RMSprop: _rmsprop, SGD: _sgd}
 _WHOLE = "multiplies a gradient by whole matrices, and a metric here is a diagonal"
 _REFUSED = {
     "Muon": "it orthogonalizes the gradient, so that its step is not linear in it (see "

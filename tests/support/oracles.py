@@ -103,10 +103,6 @@ def literal_metric(optimizer: Any, leaf: Tensor) -> Tensor:
         share = 1 if buffer is None else 1 - group["dampening"]
         return lr * one * (1 + group["momentum"] if group["nesterov"] else share)
     t = float(state.get("step", 0))
-    if kind == "Adagrad":
-        if not state["sum"].any():
-            return lr * one
-        return lr / (1 + t * group["lr_decay"]) / (state["sum"] ** 0.5 + group["eps"])
     if t == 0:
         return lr * one
     if kind == "RMSprop":
@@ -114,12 +110,6 @@ def literal_metric(optimizer: Any, leaf: Tensor) -> Tensor:
         return lr / (v**0.5 + group["eps"])
     b1, b2 = group["betas"]
     v = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"] / (1 - b2**t)
-    if kind == "NAdam":
-        mus = [b1 * (1 - 0.5 * 0.96 ** (i * group["momentum_decay"])) for i in range(1, int(t) + 3)]
-        product = torch.tensor(mus[:-1]).double().prod().item()
-        share = (1 - mus[-2]) / (1 - product)
-        share += mus[-1] * (1 - b1) / (1 - product * mus[-1])
-        return lr * share / (v**0.5 + group["eps"])
     scale = lr * (1 - b1) / (1 - b1 ** (t + 1)) / (v**0.5 + group["eps"])
     return scale.where(v != 0, 0.0)
 
