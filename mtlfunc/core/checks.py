@@ -97,11 +97,6 @@ def derivative_levels() -> tuple[int, int]:
     return kinds.count(functorch.TransformType.Grad), forward
 
 
-def recording_context(values: object) -> AbstractContextManager[Any]:
-    """A context for a backward pass that `values` enter: recorded where that can matter outside."""
-    return nullcontext() if is_differentiated(values) else torch.no_grad()
-
-
 def enable_grad(on: bool = True) -> AbstractContextManager[Any]:
     """A context in which graphs can be made and read; none where that is so already, or while
     compiling. Not `on`: one that only leaves inference mode.

@@ -73,8 +73,10 @@ def expect_solver(value: Any) -> None:
         )
 
 
-def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
-    """Raise ValueError unless the probe measures what the rule reads, also in a `metric`."""
+def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str = "") -> None:
+    """Raise ValueError, with a `cure`, unless the probe measures what the rule reads, also in a
+    `metric`.
+    """
     measures = getattr(probe, "measures", None)
     if metric and not getattr(probe, "metric", False):
         raise ValueError(
@@ -87,7 +89,8 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False) -> None:
     if missing:
         raise ValueError(
             f"rule: {rule_name(rule)} reads {quoted(missing)}, but the probe measures "
-            f"{quoted(measures or ()) or 'the losses alone'}; use {probe_for(rule)} as probe"
+            f"{quoted(measures or ()) or 'the losses alone'}; "
+            f"{cure or f'use {probe_for(rule)} as probe'}"
         )
 
 

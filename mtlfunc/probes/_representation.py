@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, depth, recording_context, values_readable
+from ..core.checks import check_params, depth, is_differentiated, values_readable
 from ..core.expect import expect_function
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -149,7 +150,8 @@ def representation(
         def combine(weights: Tensor) -> Params:
             grads = found.combine(weights)
             at_z = {name: grads[name] for name in z}
-            with recording_context((z, found.rows, at_z)):
+            outside = is_differentiated((z, found.rows, at_z))
+            with nullcontext() if outside else torch.no_grad():
                 trunk = real_of(pull(at_z)[0])
             return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in params})
 

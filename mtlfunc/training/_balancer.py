@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..calls import call_of
 from ..core import random
 from ..core.checks import check_losses, check_option, enable_grad, inside_transform
-from ..core.expect import expect_rule, heads_of, reads_of
+from ..core.expect import expect_measured, expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
 from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
@@ -33,7 +33,7 @@ from ._given import (
     Explained,
     Memory,
     chosen_probe,
-    expect_read,
+    cure_for,
     filled_state,
     flat_state,
     no_autocast,
@@ -130,7 +130,8 @@ class Balancer:
         self._stepped = self._probe
         if not (reads_of(rule) or frozenset()).isdisjoint(LAST_LOSSES):
             self._stepped = observed(self._probe)
-        expect_read(rule, self._stepped, metric is not None)
+        cure = cure_for(rule, self._stepped)
+        expect_measured(rule, self._stepped, metric=metric is not None, cure=cure)
         if metric is not None:
             check_metric(metric)
         self._metric = metric

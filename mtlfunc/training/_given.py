@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..core.expect import expect_measured, expect_probe, not_measured, probe_for, quoted, rule_name
+from ..core.expect import expect_probe, probe_for
 from ..core.internals import keystr, tree_flatten_with_path, tree_unflatten
 from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
@@ -91,31 +91,22 @@ def chosen_probe(probe: Probe | Select | None, shared: Select | None, group: Gro
     return probe
 
 
-def expect_read(rule: Rule, probe: Probe, metric: bool) -> None:
-    """Raise ValueError unless a balancer with this probe measures what the rule reads."""
-    missing = not_measured(rule, probe.measures, metric=metric)
-    if metric or "carried" in missing:
-        expect_measured(rule, probe, metric=metric)
-    if not missing:
-        return
-    if missing == {"gramian"} and not probe.measures:
-        raise ValueError(
-            f"shared=None measures the losses alone, but {rule_name(rule)} reads 'gramian'; say "
-            "which parameters the tasks share, for instance shared='*' for all"
-        )
+def cure_for(rule: Rule, probe: Probe) -> str:
+    """What to do where the probe of a balancer does not measure what the rule reads."""
     source = probe_for(rule)
-    cure = f"use mtlfunc.Balancer(module, rule, {source})"
     if "kernel_traces" in source:
-        cure = (
-            "it cannot run the model again. In a stock loop take grads, state, info = "
+        return (
+            "a Balancer cannot run the model again. In a stock loop take grads, state, info = "
             f"mtlfunc.balance(losses_fn, rule, {source}).update(mtlfunc.parameters(module), batch, "
             "state) with torch.func.functional_call in losses_fn, and "
             "mtlfunc.assign_gradients(module, grads) before optimizer.step()"
         )
-    raise ValueError(
-        f"rule: {rule_name(rule)} reads {quoted(missing)}, which this Balancer does not measure; "
-        f"{cure}"
-    )
+    if source == "mtlfunc.jacobian(...)" and not probe.measures:
+        return (
+            "say which parameters the tasks share, for instance by "
+            "mtlfunc.Balancer(module, rule, shared='*') all of them"
+        )
+    return f"use mtlfunc.Balancer(module, rule, {source})"
 
 
 def check_weightings(probe: Probe, weightings: Tensor, tasks: Tasks) -> None:
