@@ -242,6 +242,13 @@ def test_int32_seed_is_the_int64_seed():
         )
 
 
+@pytest.mark.parametrize("key", [torch.tensor(3, dtype=torch.int32), torch.arange(3), 3.5, True])
+def test_keys_that_would_give_other_numbers_are_refused(key):
+    for draw in (random.uniform, lambda key: random.fold_in(key, 1)):
+        with pytest.raises(TypeError, match=r"key: .*mtlfunc.random.key\(seed\)"):
+            draw(key)
+
+
 def test_draws_are_exported_under_a_vmap():
     """As `paper_repro` compiles its steps; one key is a constant of the program."""
     # which refuses a Triton that is newer than it, as torch 2.6 does those of today

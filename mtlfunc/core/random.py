@@ -97,6 +97,7 @@ def fold_in(key: Int[Tensor, ""], data: int | Tensor) -> Int[Tensor, ""]:
     if _is_plain(key, data):
         folded = _hash(_hash(int(key) + _GOLDEN) ^ _hash(int(data) + _FIRST))
         return torch.from_numpy(np.array(folded, np.int64))
+    _expect_key(key)
     key, data = _from_memory(key), _from_memory(data * torch.ones_like(key))
     return _hash(_hash(key + _GOLDEN) ^ _hash(data + _FIRST))
 
@@ -214,6 +215,16 @@ def _expect_floating(dtype: Any) -> None:
         raise TypeError(f"dtype: expected a floating dtype such as torch.float32, got {dtype!r}")
 
 
+def _expect_key(x: Any) -> None:
+    """Raise for what would give other numbers than the same seed."""
+    if not isinstance(x, Tensor) or x.dtype is not torch.int64 or x.ndim:
+        given = f"{x.dtype}, {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(
+            f"key: expected a 0-d int64 tensor, got {given}; use mtlfunc.random.key(seed), and "
+            "torch.func.vmap for several"
+        )
+
+
 def _is_plain(*numbers: Any) -> bool:
     """Whether these 64-bit integers can be read: no tensor of a transform or a tracer, nothing
     compiling, all on a CPU.
@@ -233,6 +244,7 @@ def _bits(key: Tensor, shape: int | tuple[int, ...], digits: int) -> Tensor:
     if plain:
         start, position = int(key), np.arange(1, count + 1, dtype=np.int64)
     else:
+        _expect_key(key)
         start, position = _from_memory(key), torch.arange(1, count + 1, device=key.device)
     # Times the golden ratio modulo 2**64, in halves whose products stay inside int64. The mask
     # changes nothing; it keeps inductor from multiplying positions itself, in 32 bits or in Python.
