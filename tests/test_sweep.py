@@ -229,6 +229,9 @@ def test_grid_resumes_only_what_is_missing(tmp_path, error):
     whole = grid(train, AXES)
     for name in ("losses", "final"):
         np.testing.assert_allclose(found[name].values, whole[name].values, rtol=1e-9)
+    game = lambda seed: {"points": (seed + 1) % 3, "axes": seed * 10.0}
+    games = [grid(game, {"seed": torch.arange(3)}, path=tmp_path / "game") for _ in range(2)]
+    assert games[0].equals(games[1])
     third = Counted(train)
     assert grid(third, AXES, path=str(path)).equals(found)
     assert third.calls == 0
@@ -449,13 +452,14 @@ def test_grid_refuses_names_and_shapes_that_clash():
 
     for dims, message in (
         ({"z": ("a",)}, r"dims: f returns \['x', 'y'\]; axes are called \['k'\]"),
-        ({"x": ("a", "b")}, None),  # xarray says the others
-        ({"x": ("k",)}, None),
-        ({"y": ("a", "a")}, None),
-        ({"x": ("a",), "y": ("a", "b")}, None),
+        ({"x": ("a", "b")}, r"dims\['x'\]: expected 1 new"),
+        ({"x": ("k",)}, r"dims\['x'\]: expected 1 new"),
+        ({"y": ("a", "a")}, r"dims\['y'\]: expected 2 new"),
+        ({"x": ("a",), "y": ("a", "b")}, r"dims\['y'\]: 'a' has 2 .*; use two names"),
     ):
+        counted = Counted(f, at=2)  # refused at the first chunk
         with pytest.raises(ValueError, match=message):
-            grid(f, axes, dims=dims)
+            grid(counted, axes, points_at_once=1, dims=dims)
     assert grid(f, axes, dims={"x": "a", "y": ["b", "a"]})["y"].dims == ("k", "b", "a")
     with pytest.raises(ValueError, match=r"f returns \['k'\]; axes are called \['k'\]"):
         grid(lambda k: {"k": k}, axes)

@@ -259,9 +259,9 @@ class _Points:
         for file in sorted(self.folder.glob("points-*.npz")):
             try:
                 with file.open("rb") as raw, np.load(raw, allow_pickle=False) as saved:
-                    found = {key.removeprefix("f."): saved[key] for key in saved.files}
-                of = places[str(found.pop("axes"))]
-                then = np.unravel_index(found.pop("points"), [len(x) for x in of])
+                    of, then = places[str(saved["axes"])], saved["points"]
+                    found = {key[2:]: saved[key] for key in saved.files if key.startswith("f.")}
+                then = np.unravel_index(then, [len(x) for x in of])
                 at = zip(of, then, strict=True)
                 flat = np.ravel_multi_index([np.array(x)[k] for x, k in at], self.sizes)
                 self.keep(flat, found)
@@ -269,9 +269,11 @@ class _Points:
             except Exception as error:  # whatever zipfile and NumPy say of a broken file
                 cure = "delete it, and its points are evaluated again"
                 raise ValueError(f"path: {file} is broken or alien, {error}; {cure}") from error
+        self.name()
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
         self.keep(flat, found)
+        self.name()
         if self.folder:
             axes = _digest(self.text)
             arrays: Any = {"axes": axes, "points": flat} | {f"f.{n}": x for n, x in found.items()}
@@ -291,21 +293,30 @@ class _Points:
         for name, x in found.items():
             self.values[name][flat] = x
 
-    def dataset(self) -> xarray.Dataset:
-        import xarray  # it brings pandas, and only a finished grid needs it
-
+    def name(self) -> None:
+        """All axes of what `f` returns; a wrong `dims` is refused at the first chunk."""
         if (self.values and self.dims.keys() - self.values) or self.values.keys() & self.axes:
             raise ValueError(f"dims: f returns {[*self.values]}; axes are called {[*self.axes]}")
-        variables = {}
+        sizes: dict[str, int] = {}
         for name, x in self.values.items():
             names = self.dims.get(name, tuple(f"{name}_dim_{k}" for k in range(x.ndim - 1)))
             if len({*self.axes, *names}) < len(self.axes) + x.ndim - 1 or len(names) != x.ndim - 1:
                 raise ValueError(f"dims[{name!r}]: expected {x.ndim - 1} new names, got {names}")
-            whole = x
+            for other, size in zip(names, x.shape[1:], strict=True):
+                if sizes.setdefault(other, size) != size:
+                    what = f"{other!r} has {size} values, but {sizes[other]} in another variable"
+                    raise ValueError(f"dims[{name!r}]: {what}; use two names")
+            self.dims[name] = names
+
+    def dataset(self) -> xarray.Dataset:
+        import xarray  # it brings pandas, and only a finished grid needs it
+
+        variables = {}
+        for name, x in self.values.items():
             if not self.done.all():
-                whole = x.astype(x.dtype if x.dtype.kind in "fc" else np.float64)
-                whole[~self.done] = np.nan
-            variables[name] = (*self.axes, *names), whole.reshape(*self.sizes, *x.shape[1:])
+                x = x.astype(x.dtype if x.dtype.kind in "fc" else np.float64)
+                x[~self.done] = np.nan
+            variables[name] = (*self.axes, *self.dims[name]), x.reshape(*self.sizes, *x.shape[1:])
         places = {name: (name, np.array(labels)) for name, (labels, _) in self.axes.items()}
         return xarray.Dataset(variables, places)
 
