@@ -112,7 +112,6 @@ def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1.0, 1e-3])
 def test_half_precision_parameters_train_as_in_float32(dtype, size):
-    """Each step is rounded; squares of small gradients are not."""
     ours, ends = mf.adam(1e-2), []
     for kind in (dtype, torch.float32):
         params = {"x": torch.zeros(3, dtype=kind)}

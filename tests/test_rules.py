@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc.solvers.problems import resolution
+from mtlfunc.types import Geometry
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
 from tests.support.oracles import near, same
@@ -331,3 +332,19 @@ def test_rule_equivariant_to_rotations_and_padding(rule):
     padded = mf.aggregate(case.make(), torch.cat([J, torch.zeros_like(J)], 1), losses_of(4))
     noise = max(1e-12, case.accuracy * 1e-3) * float(J.norm())
     near(padded, torch.cat([d, torch.zeros_like(d)]), 0, noise)
+
+
+def test_ends_of_preferences_and_dtypes():
+    p, losses = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 3.0])
+    given = Geometry(losses, torch.eye(3) + 0.2, torch.ones(3) / 3, losses > 1.5, {})
+    summed = mf.cagrad(0.4, rescale="1+lambda", preference=p)
+    for rule in (mf.cagrad(0.4, preference=p), summed, mf.conicgrad(0.5, preference=p)):
+        assert not rule.update(given, rule.init(losses, mf.random.key(0)))[0].any()
+    tiny = mf.mean(preference=torch.tensor([1e-60, 3e-60], dtype=torch.float64))
+    assert mf.weights(tiny, torch.eye(2)).tolist() == [0.25, 0.75]
+    half = mf.weights(mf.imtl_g(), torch.diag(torch.tensor([1.0, 4.0])).half())
+    torch.testing.assert_close(half, torch.tensor([2 / 3, 1 / 3]).half())
+    with pytest.raises(ValueError, match=r"others: .*finite"):
+        mf.pareto_mtl(others=torch.tensor([[1.0, 0.0], [0.0, torch.inf]]))
+    lengths, total = torch.tensor([1e-4, 1e-4, 2e-4]).half(), torch.tensor(1.2e-4).half()
+    assert 0.6 < mf.diagnostics.noise_scale(lengths, total) < 0.8

@@ -101,7 +101,10 @@ def noise_scale(
     if total is None:
         signal, noise, _, _ = sample_noise(samples, tasks)
     elif samples.shape[1:] == total.shape and len(samples) > 1 and tasks == 1:
-        signal, noise = _unbiased_moments(samples.square().mean(0), total.square(), len(samples))
+        # squares of lengths in half precision are 0 or infinite
+        wide = torch.promote_types(samples.dtype, torch.float32)
+        squares, square = samples.to(wide).square(), total.to(wide).square()
+        signal, noise = _unbiased_moments(squares.mean(0), square, len(samples))
     else:
         raise ValueError(
             "samples: expected the lengths [n] or [n, task] of at least two gradients, with total "

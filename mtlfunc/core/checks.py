@@ -458,8 +458,8 @@ def normalized_preference(
             f"{argument}: expected finite entries >= 0 with a positive sum, got "
             f"{preference.tolist()}"
         )
-    preference = preference.to(fallback.dtype)
-    return preference / preference.sum()
+    wide = preference.to(torch.promote_types(preference.dtype, fallback.dtype))
+    return (wide / wide.sum()).to(fallback.dtype)
 
 
 def poison(answer: Any, *inputs: Tensor, right: Sequence[Tensor] = ()) -> Any:

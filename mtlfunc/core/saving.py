@@ -11,13 +11,13 @@ from .random import Stream
 def allow_loading(package: str) -> None:
     """Let `torch.load(weights_only=True)` make the states that the loaded package defines.
 
-    They are named tuples of tensors called `…State`; making one runs no code of a file.
+    They are named tuples of tensors called `…State` or `…Sums`; making one runs no code of a file.
     """
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(package)]
     states = {
         kind
         for module in modules
         for name, kind in vars(module).items()
-        if name.endswith("State") and hasattr(kind, "_fields")
+        if name.endswith(("State", "Sums")) and hasattr(kind, "_fields")
     }
     torch.serialization.add_safe_globals([Geometry, Info, Solution, Stream, *states])

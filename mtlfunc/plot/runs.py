@@ -81,7 +81,10 @@ def weights(
                 panel.vlines(x, low, high, color=line.get_color(), alpha=0.4)
             else:
                 panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    panel.xaxis.get_major_locator().set_params(integer=steps is None)
+    from matplotlib.ticker import MaxNLocator
+
+    if isinstance(locator := panel.xaxis.get_major_locator(), MaxNLocator):
+        locator.set_params(integer=steps is None)
     panel.set(xlabel="step", ylabel=ylabel, **({"xticks": x} if count == 1 else {"xmargin": 0}))
     if len(names) <= len(COLOURS):
         panel.legend(frameon=False)
@@ -175,18 +178,13 @@ def _reference(panel: Any, kept: np.ndarray, corner: np.ndarray, colour: Any) ->
     """The reference point, once, and the region that the points dominate below it."""
     if len(corner) == 2:
         area = {"step": "post", "color": colour, "alpha": 0.15, "linewidth": 0, "zorder": 0}
-        panel.fill_between(*_staircase(kept, corner).T, corner[1], **area)
+        inside = kept[(kept < corner).all(1)]  # what these dominate ends at stairs
+        last = [[corner[0], inside[-1, 1] if len(inside) else corner[1]]]
+        panel.fill_between(*np.concatenate([inside, last]).T, corner[1], **area)
     if not any(line.get_label() == "_reference" for line in panel.get_lines()):
         look = {"linestyle": "none", "marker": "+", "markersize": 9, "markeredgewidth": 1.5}
         panel.plot(*corner[:, None], **look, color="black", zorder=5, label="_reference")
         panel.text(*corner, "reference   ", ha="right", va="center")
-
-
-def _staircase(kept: np.ndarray, corner: np.ndarray) -> np.ndarray:
-    """Corners `[n, 2]` of what sorted non-dominated points `[n, 2]` dominate up to `corner`."""
-    inside = kept[(kept < corner).all(1)]
-    last = [[corner[0], inside[-1, 1] if len(inside) else corner[1]]]
-    return np.concatenate([inside, last])
 
 
 def gap(

@@ -59,14 +59,14 @@ def cagrad(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
         filled, restore = fill_absent(gramian, geometry.present)
-        # A copy has no share in the mean; where no task is present any preference gives the zero
-        # Gramian's answer, which is then dropped.
+        # A copy has no share in the mean; where no task that counts is present the answer to any
+        # preference is dropped.
         p = preference_of(geometry, preference, gramian)
-        p = p.where(p.sum() != 0, 1 / len(p))
-        weights = restore(weights_of(solvers.cagrad(filled, c, preference=p), solver))
+        some = p.sum() != 0
+        p = p.where(some, 1 / len(p))
+        weights = some * restore(weights_of(solvers.cagrad(filled, c, preference=p), solver))
         if rescale == "1+lambda":
-            total = weights.sum()
-            return weights / total.where(geometry.present.any(), 1.0), ()
+            return weights / weights.sum().where(some, 1.0), ()
         return weights / {"none": 1, "1+c": 1 + c, "1+c^2": 1 + c**2}[rescale], ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -62,8 +62,11 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         gramian = gramian_of(geometry)
         filled, restore = fill_absent(gramian, geometry.present)
         p = preference_of(geometry, preference, gramian)
-        p = p.where(p.sum() != 0, 1 / len(p))  # no task is present: any answer, which is dropped
-        weights = _best_in_cone(filled.double(), p.double(), c, torch.finfo(gramian.dtype).eps)
+        some = p.sum() != 0  # else no task that counts is present: any answer, which is dropped
+        p = p.where(some, 1 / len(p))
+        weights = some * _best_in_cone(
+            filled.double(), p.double(), c, torch.finfo(gramian.dtype).eps
+        )
         return restore(poison(weights.to(gramian.dtype), filled)), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core import optim
 from ..core.checks import check_scalar, normalized_preference, poison
+from ..solvers.problems import or_one
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import MAY_BE_0, check_shape, learn, require_positive, softmax
@@ -103,7 +104,7 @@ def famo(
 
         distance = losses_above(losses, present)
         share = softmax(logits, preference_of(geometry, preference)) / distance
-        weights = poison(share / share.sum().where(present.any(), 1.0), losses, distance, logits)
+        weights = poison(share / or_one(share.sum()), losses, distance, logits)
         # Laid out as before: a state of other strides would make the compiler start twice.
         last = (
             (torch.zeros_like(state.last[0]) + losses, torch.zeros_like(state.last[1]) | present)

@@ -52,7 +52,7 @@ def imtl_g() -> Rule:
                 null = torch.where(unit > 0, unreached, 0.0)
                 a = torch.where(null.square().sum() > eps**0.5, null, a)
             weights = unit * a
-        total, rounding = weights.sum(), 1024 * len(wide) * eps
+        total, rounding = weights.sum(), min(1024 * len(wide) * eps, 0.25)
         if not (
             values_readable(weights)
             and abs(total.item()) > rounding * math.hypot(*weights.tolist())

@@ -63,7 +63,9 @@ def pareto_mtl(
     if others is not None:
         good = others.ndim == 2 and others.is_floating_point()
         if good and values_readable(others):
-            good = bool((others >= 0).all() and (others.sum(-1) > 0).all())
+            good = bool(
+                others.isfinite().all() and (others >= 0).all() and (others.sum(-1) > 0).all()
+            )
         if not good:
             raise ValueError(
                 "others: expected floating vectors [vector, task] with finite entries >= 0 and a "

@@ -209,9 +209,7 @@ def _as_they_come(jobs: list[Any]) -> Iterator[Any]:
 class _Points:
     """The answers at all points, by flat index. Axes are `{name: (labels, values)}`."""
 
-    def __init__(
-        self, axes: dict[str, Any], dims: dict[str, tuple[str, ...]], folder: Path | None
-    ) -> None:
+    def __init__(self, axes: dict[str, Any], dims: dict[str, Any], folder: Path | None) -> None:
         self.axes, self.dims, self.folder = axes, dims, folder
         self.sizes = [len(labels) for labels, _ in axes.values()]
         self.total = math.prod(self.sizes)
@@ -302,17 +300,17 @@ class _Points:
             names = self.dims.get(name, tuple(f"{name}_dim_{k}" for k in range(x.ndim - 1)))
             if len({*self.axes, *names}) < len(self.axes) + x.ndim - 1 or len(names) != x.ndim - 1:
                 raise ValueError(f"dims[{name!r}]: expected {x.ndim - 1} new names, got {names}")
-            for other, size in zip(names, x.shape[1:], strict=True):
-                if sizes.setdefault(other, size) != size:
-                    what = f"{other!r} has {size} values, but {sizes[other]} in another variable"
-                    raise ValueError(f"dims[{name!r}]: {what}; use two names")
+            both = [(k, n, sizes.setdefault(k, n)) for k, n in zip(names, x.shape[1:], strict=True)]
+            if clash := [pair for pair in both if pair[1] != pair[2]]:
+                raise ValueError(f"dims[{name!r}]: {clash} (name, size, another's); use two names")
             self.dims[name] = names
 
     def dataset(self) -> xarray.Dataset:
         import xarray  # it brings pandas, and only a finished grid needs it
 
         variables = {}
-        for name, x in self.values.items():
+        for name, found in self.values.items():
+            x = found
             if not self.done.all():
                 x = x.astype(x.dtype if x.dtype.kind in "fc" else np.float64)
                 x[~self.done] = np.nan

@@ -176,7 +176,8 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 
 def _global_random() -> tuple[Any, ...]:
-    return random.getstate(), torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
+    of_numpy = numpy_random.get_state(legacy=False)  # noqa: NPY002
+    return random.getstate(), torch.get_rng_state().tolist(), str(of_numpy)
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:

@@ -103,9 +103,8 @@ define(
 
 
 def _active_support(weight: Tensor, multiplier: Tensor, problem: Problem) -> Tensor:
-    """Strict complementarity: on the support the weight is the larger of the two, off it the
-    multiplier, as shares of Σ w_t‖g_t‖ and of a direction's length. Where no task conflicts, all
-    multipliers of the dual cone are rounding.
+    """Where the weight is larger than the multiplier, as shares of Σ w_t‖g_t‖ and of a direction's
+    length. Where no task conflicts, all multipliers of the dual cone are rounding.
     """
     n = problem.gramian.diagonal().detach().clamp_min(0).sqrt()
     weight, price = weight.detach() * n, multiplier.detach() / n.where(n > 0, 1.0)

@@ -121,13 +121,17 @@ def contestants(rule: Any, taken: Iterable[str] = ()) -> dict[str, Contestant]:
     entries = rule.items() if isinstance(rule, Mapping) else [(None, rule)]
     found: dict[str, Contestant] = {}
     for name, entry in entries:
-        made, probe = entry if _is_pair(entry) else (entry, jacobian)
+        named = isinstance(entry, Rule | Contestant)  # which are tuples, too
+        pair = isinstance(entry, tuple) and not named and len(entry) == 2
+        made, probe = (entry[0], entry[1]) if pair else (entry, jacobian)
         if isinstance(entry, Contestant):
             contestant, guess = entry, ""
         else:
             ready, guess = as_rule(made), rule_name(made)
             contestant = Contestant(lambda ready=ready: ready, _probe_factory(probe))
-        label = name or (guess if _is_telling_name(guess) else "your rule")
+        # no lambda's name, nor that of `stateless` or a test
+        tells = guess not in ("", "rule", "stateless") and not guess.startswith("test_")
+        label = name or (guess if tells else "your rule")
         while label in (*taken, *found):
             label += " (yours)"
         found[label] = contestant
@@ -141,12 +145,3 @@ def _probe_factory(probe: Any) -> Callable[[str], Any]:
         expected = "a mtlfunc.Probe or a function from the glob of shared parameters to one"
         raise TypeError(f"probe: expected {expected}, got {type(probe).__name__}")
     return probe
-
-
-def _is_pair(entry: Any) -> bool:
-    return isinstance(entry, tuple) and not isinstance(entry, Rule | Contestant) and len(entry) == 2
-
-
-def _is_telling_name(name: str) -> bool:
-    """Whether a function's name names a rule: not a lambda's, nor that of `stateless` or a test."""
-    return name not in ("", "rule", "stateless") and not name.startswith("test_")
