@@ -33,7 +33,7 @@ DRAWS = {
     "uniform": lambda key, n: [random.uniform(key, (n,), dtype) for dtype in DTYPES],
     "normal": lambda key, n: [
         *(random.normal(key, (n,), dtype) for dtype in DTYPES),
-        random.draw_normal(random.stream(key), (n, 2), torch.float64),
+        random.normal(key, (n, 2), torch.float64),
     ],
     "permutation": lambda key, n: random.permutation(key, n),
     "permutations": lambda key, n: random.permutation(key, n, rows=n),

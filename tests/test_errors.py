@@ -216,6 +216,10 @@ VALUES = {
     "preference of cagrad": (lambda: mf.solvers.cagrad(G, 0.4, preference=-G[0]), "preference: "),
     "modules of other shapes": (lambda: mf.stack([NET, nn.Linear(3, 2)]), "modules: "),
     "no modules": (lambda: mf.stack([]), "at least one"),
+    "a state of another dtype": (
+        lambda: mf.adam(0.1).update({"a": G}, mf.adam(0.1).init({"a": G.float()}), {"a": G}),
+        "state: ",
+    ),
     "weights that are nan": (
         lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
         "weights",
@@ -336,10 +340,6 @@ TYPES = {
         "weightings: ",
     ),
     "reads of a name": (lambda: reads_of(mf.mgda()._replace(reads="gramian")), "rule: reads is"),
-    "a state of another dtype": (
-        lambda: mf.adam(0.1).update({"a": G}, mf.adam(0.1).init({"a": G.float()}), {"a": G}),
-        "state: ",
-    ),
     "an optimizer as rule": (
         lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
         "rule:",
