@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import random
 from typing import Any
 
 import numpy as np
@@ -416,7 +415,6 @@ CALLS = itertools.count(1)
 UNSOUND = {
     "not repeated": (lambda: next(CALLS) == 40, "its answers do not repeat"),
     "torch's numbers": (lambda: torch.rand(1) < 0, "draws from global random numbers"),
-    "Python's numbers": (lambda: random.random() < 0, "draws from global random"),
     "NumPy's numbers": (lambda: np.random.rand() < 0, "draws from global random"),  # noqa: NPY002
 }
 

@@ -237,7 +237,7 @@ def test_integers_of_other_dtypes_are_seeds_and_data_but_no_keys():
             assert torch.equal(random.fold_in(key, seed), random.fold_in(key, data))
     for wrong in (torch.tensor(3, dtype=torch.int32), torch.arange(3), 3.5, True):
         with pytest.raises(TypeError, match=r"key: .*mtlfunc.random.key\(seed\)"):
-            random.uniform(wrong)
+            random.uniform(wrong)  # pyright: ignore
 
 
 def test_draws_are_exported_under_a_vmap():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -176,8 +175,7 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 
 def _global_random() -> tuple[Any, ...]:
-    of_numpy = numpy_random.get_state(legacy=False)  # noqa: NPY002
-    return random.getstate(), torch.get_rng_state().tolist(), str(of_numpy)
+    return torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
