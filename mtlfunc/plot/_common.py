@@ -94,10 +94,7 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
         )
 
     if not any(map(fits, forms)) or array.size == 0:
-        # an axis has one of several sizes, one size, or any
-        several = [[x if isinstance(x, tuple) else (x or "n",) for x in form] for form in forms]
-        each = [", ".join(" or ".join(map(str, x)) for x in form) for form in several]
-        texts = dict.fromkeys(f"[{x}]" for x in each)
+        texts = dict.fromkeys(f"[{', '.join(map(_size, form))}]" for form in forms)
         expected = f"{name}: expected numbers of shape {' or '.join(texts)}"
         raise ValueError(f"{expected}, got shape {list(array.shape)}")
     if not np.isfinite(array).all():
@@ -105,6 +102,10 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
         cure = "leave them out, or find where the run diverged"
         raise ValueError(f"{name}: NaN or infinite entries, the first at {first}; {cure}")
     return array
+
+
+def _size(size: int | tuple[int, ...] | None) -> str:
+    return " or ".join(map(str, size)) if isinstance(size, tuple) else str(size or "n")
 
 
 def losses_of(losses: Array | None, count: int) -> Tensor:
