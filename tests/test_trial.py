@@ -177,6 +177,8 @@ ALIKE = re.compile("of (Conv|Mm|Mul|NativeL|NativeB|.*(Embed|Norm).* gone)")
 
 @pytest.mark.parametrize("fault", few(FAULTS, lambda fault: not ALIKE.search(fault)))
 def test_a_fault_is_found_and_numbers_are_right(fault, monkeypatch):
+    if fault == "numbers that raise" and not internals.tells_hooks:
+        pytest.skip("what is tried is newer, and says which hooks bring tensors back")
     monkeypatch.setattr(internals.Trust, "private", True)
     monkeypatch.setattr(uses, "WARNED", set())
     FAULTS[fault](monkeypatch)
