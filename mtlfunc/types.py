@@ -273,7 +273,9 @@ class Step(NamedTuple):
 
 @fields_shown
 class Solution(NamedTuple):
-    """A solver's answer with its certificate."""
+    """A solver's answer with its certificate, both made in float64 and then rounded to the dtype of
+    the Gramian; `mtlfunc.solvers.certify` says what the rounded weights are worth.
+    """
 
     weights: Float[Tensor, " task"]  # coefficients of the direction d = J'weights
     dual: Float[Tensor, " task"]  # simplex weights (min-norm, CAGrad) or multipliers (dual cone)

@@ -224,6 +224,20 @@ def test_nash_mtl_solves_its_equation(family, count):
         )
 
 
+def test_fairgrad_at_its_ends():
+    """Towards 0 it is T times DualProj, of uneven rates; up to 1000 its equation holds, and beyond
+    no step is taken for the last one.
+    """
+    G = torch.tensor([[9.0, -2.0, 3.0], [-2.0, 1.0, 0.0], [3.0, 0.0, 2.0]], dtype=F64)
+    near(mf.weights(mf.fairgrad(1e-3), G), 3 * mf.weights(mf.dualproj(), G), 3e-3)
+    for alpha in (100.0, 1000.0):
+        w = mf.weights(mf.fairgrad(alpha), G)
+        near(G @ w, w ** (-1 / alpha), 1e-12)
+    with pytest.raises(ValueError, match="alpha: Newton's method has not settled"):
+        mf.weights(mf.fairgrad(3000.0), G)
+    assert bool(vmap(lambda g: mf.weights(mf.fairgrad(3000.0), g))(G[None]).isnan().all())
+
+
 @pytest.mark.parametrize("alpha", [0.25, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "near_duplicates", "identical"])
 def test_fairgrad_solves_its_equation(family, alpha):

@@ -416,6 +416,20 @@ def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
             )
 
 
+def test_of_gradients_at_right_angles_none_is_taken_for_rounding():
+    """T of length 1 but for the last: weights √(s/λ)/T, as in exact arithmetic."""
+    for dtype, size in ((torch.float32, 1.5e-3), (torch.float16, 0.25), (torch.bfloat16, 0.5)):
+        length = torch.tensor([1.0] * 7 + [size])
+        expected = (size / length / 8).to(dtype)
+        got = mf.weights(mf.aligned_mtl(), torch.diag(length**2).to(dtype))
+        torch.testing.assert_close(got, expected)
+    for dtype in (torch.float16, torch.bfloat16):  # twelve parallel ones; two at right angles
+        same = mf.weights(mf.config(), torch.ones(12, 12, dtype=dtype))
+        torch.testing.assert_close(same, torch.full_like(same, 1 / 12))
+        first = mf.weights(mf.pcd(tau=0.0), torch.eye(2, dtype=dtype))
+        assert first.tolist() == [1.0, 0.0]
+
+
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
     """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic
     differentiation of eigh gives NaN there.

@@ -274,12 +274,8 @@ def test_famo_equals_the_official_algorithm_for_ten_steps(probe, decay, eps):
 def test_famo_of_a_full_batch_needs_no_second_forward():
     data = [BATCH] * 6
     got = train(mf.famo(full_batch=True), mf.losses_only(), data, reduction="mean")
-    near(
-        got,
-        train(mf.famo(), mf.second_evaluation(mf.losses_only()), data, reduction="mean"),
-        1e-12,
-        1e-14,
-    )
+    expected = train(mf.famo(), mf.second_evaluation(mf.losses_only()), data, reduction="mean")
+    near(got, expected, 1e-12, 1e-14)
 
 
 def test_famo_with_lower_bounds_weighs_by_the_distance_from_them():

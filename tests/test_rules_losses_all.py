@@ -59,6 +59,9 @@ def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
         return
     # A task of preference 0 has weight 0, and the others are weighed as without it (STCH keeps its
     # exponential in the sum).
+    p = torch.tensor([0.5, 0.0, 0.25, 0.25], dtype=F64)
+    got, _ = weights_of(RULES[name](preference=p), SERIES)
+    near(weights_of(RULES[name](), SERIES, preference=p)[0], got, 1e-12)  # the geometry's, too
     p = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
     got, _ = weights_of(RULES[name](preference=p), SERIES)
     assert not got[:, 1].any()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_option, select_where
 from ..types import Geometry, Rule, State, constructor
-from ._spectral import Spectral, eigenvalue, inverse_root, spectral
+from ._spectral import Spectral, eigenvalue, inverse_root, rounding, spectral
 from .common import gramian_of, no_state, preference_of, reading
 
 Scale = Literal["min", "median", "rmse"]
@@ -19,9 +19,9 @@ def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scal
     """All singular values of the balanced gradients B J are √s, their condition number 1: d = Jᵀ B
     p, with G = V Λ Vᵀ and B = √s V Λ^(-1/2) Vᵀ.
 
-    Eigenvalues up to T²ε times the largest ‖g_t‖² are taken for 0, in Λ^(-1/2) as in s, ε that of
-    the Gramian's dtype; the answer and its derivatives are exact to ε times the condition number
-    of G, or to ε times its root if that comes from the norms alone.
+    Eigenvalues up to Tε times the largest are taken for 0 (√T ε in half precision), in Λ^(-1/2) as
+    in s, ε that of the Gramian's dtype; the answer and its derivatives are exact to ε times the
+    condition number of G, or to ε times its root if that comes from the norms alone.
 
     Args:
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
@@ -48,7 +48,7 @@ def aligned_mtl(*, preference: Float[Tensor, " task"] | None = None, scale: Scal
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        noise = len(gramian) ** 2 * torch.finfo(gramian.dtype).eps
+        noise = rounding(len(gramian), gramian.dtype)
         # the longest gradient first: `spectral` is then exact however much the norms differ
         squares, order = gramian.detach().diagonal().sort(descending=True)
         longest = torch.threshold(squares[0].double(), 0.0, 1.0)

@@ -10,7 +10,7 @@ from ..core.checks import check_option, check_scalar
 from ..core.expect import expect_solver
 from ..solvers.default import weights_of
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
-from .common import fill_absent, gramian_of, no_state, preference_of, reading
+from .common import fill_absent, gramian_of, no_state, preference_if_any, reading
 
 Rescale = Literal["none", "1+c", "1+c^2", "1+lambda"]
 
@@ -59,11 +59,7 @@ def cagrad(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
         filled, restore = fill_absent(gramian, geometry.present)
-        # A copy has no share in the mean; where no task that counts is present the answer to any
-        # preference is dropped.
-        p = preference_of(geometry, preference, gramian)
-        some = p.sum() != 0
-        p = p.where(some, 1 / len(p))
+        p, some = preference_if_any(geometry, preference, gramian)  # 0 for the copies
         weights = some * restore(weights_of(solvers.cagrad(filled, c, preference=p), solver))
         if rescale == "1+lambda":
             return weights / weights.sum().where(some, 1.0), ()

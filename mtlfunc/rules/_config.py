@@ -49,7 +49,8 @@ def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
         unit, a, _ = equiangular(gramian, p)
         weights = unit * a
         # ‖Uᵀa‖² = pᵀC⁺p >= ‖part of p within reach‖²/T
-        square = torch.threshold(p @ a, torch.finfo(gramian.dtype).eps, torch.inf)
+        square, least = p @ a, torch.finfo(gramian.dtype).eps / len(p) * (p @ p)
+        square = square.where(~(square <= least), torch.inf)
         length = mean_present(wide @ weights, geometry.present) / square
         return (weights * length).to(gramian.dtype), ()
 

@@ -10,7 +10,7 @@ from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
 from ..solvers.problems import MinNorm, or_one, resolution, root
 from ..types import Geometry, Rule, Scalar, State, constructor
-from .common import fill_absent, gramian_of, no_state, preference_of, reading
+from .common import fill_absent, gramian_of, no_state, preference_if_any, reading
 
 ROUNDS = 20
 """At most so many on a CPU: two to four do where a direction of the cone lowers every loss."""
@@ -61,9 +61,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
         filled, restore = fill_absent(gramian, geometry.present)
-        p = preference_of(geometry, preference, gramian)
-        some = p.sum() != 0  # else no task that counts is present: any answer, which is dropped
-        p = p.where(some, 1 / len(p))
+        p, some = preference_if_any(geometry, preference, gramian)
         weights = some * _best_in_cone(
             filled.double(), p.double(), c, torch.finfo(gramian.dtype).eps
         )

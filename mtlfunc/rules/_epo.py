@@ -54,11 +54,11 @@ def epo(
             they can be seen; elsewhere weights are NaN.
 
     Source:
-        Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`. Two
-        deviations: the programme is solved with -½‖α - centre‖² / 1e3 added to the objective (as a
-        least-distance problem, exact but near ties, where the mean of the vertices replaces one of
-        them), and rates may miss their bounds by rounding, without which nothing is feasible on the
-        front.
+        Mahapatra & Rajan 2020; the programmes are those of the official code, `EPO_LP`, whose
+        training script steps T times as far. Two deviations: the programme is solved with -½‖α -
+        centre‖² / 1e3 added to the objective (as a least-distance problem, exact but near ties,
+        where the mean of the vertices replaces one of them), and rates may miss their bounds by
+        rounding, without which nothing is feasible on the front.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -22,9 +22,9 @@ def fairgrad(
     > 0 solves G w = w^(-1/α).
 
     Args:
-        alpha: fairness > 0. Towards 0 all weights tend to 1 (the sum of the gradients), 1 is
-            Nash-MTL, 2 minimises potential delay, and large α approaches the largest worst rate
-            (MGDA's direction).
+        alpha: fairness > 0. Towards 0 the weights tend to 1 where that lowers every loss (the sum
+            of the gradients), else to T times `dualproj`'s; 1 is Nash-MTL, 2 minimises potential
+            delay, and large α approaches the largest worst rate (MGDA's direction).
         preference: importances p `[task]` >= 0 of the terms, scaled to sum 1: (G w)_t = (w_t/(T
             p_t))^(-1/α); None is the geometry's, 1/T unless tasks were mixed.
         rescale: "none", the paper's own scale, or "sum", weights that sum to 1.

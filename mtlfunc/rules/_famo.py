@@ -97,7 +97,7 @@ def famo(
         else:
             before, after, both = (extra[name] for name in LAST_LOSSES)
         fall = torch.log(losses_above(before, both) / losses_above(after, both))
-        prior = both.to(losses) if preference is None else preference.to(losses).where(both, 0.0)
+        prior = preference_of(geometry._replace(present=both), preference)
         z = softmax(state.logits, prior)
         slope = z * (fall - (z * fall).sum()) + decay * state.logits
         logits, optimizer_state = learn(move, state.logits, slope, state.optimizer, both)

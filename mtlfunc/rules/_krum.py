@@ -21,7 +21,8 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
     Returns:
         weights >= 0 that sum to 1: 1/select for those selected, 0 for the others. Rows that tie for
         the last places share them, as the two closest rows do when one neighbour counts: with T = f
-        + 3, and with fewer rows, where the paper's score would count none. Derivatives are 0.
+        + 3, and with fewer rows, where the paper's score would count none. Distances below √ε of
+        the rows' lengths are rounding, ε that of the Gramian's dtype. Derivatives are 0.
 
     Raises:
         ValueError: for byzantine < 0, select < 1, or 2f + 2 >= T with f > 0.

@@ -26,8 +26,8 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
 
     Returns:
         weights w_t s̄/s_t. The common factor s̄, over the present tasks, keeps lengths and learning
-        rates what they were; it is the rule itself when all s_t are equal. A row with s_t = 0, of
-        length or loss 0, is divided by s̄.
+        rates what they were. Where all s_t are equal, a rule whose weights do not depend on the
+        gradients' unit stays as it is. A row with s_t = 0, of length or loss 0, is divided by s̄.
 
     Raises:
         ValueError: for another `by`; and for losses below 0 with "loss" and "both", where they can

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.checks import check_scalar, poison, values_readable
 from ..solvers.default import solver_or_auto
-from ..solvers.problems import or_one, root
+from ..solvers.problems import or_one, precision, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
 from .common import gramian_of
@@ -58,8 +58,8 @@ def pcd(
         [0.0, 1.4142135381698608]
     """
     if isinstance(tau, Tensor) and tau.ndim:
-        if values_readable(tau) and not bool((tau >= 0).all()):
-            raise ValueError(f"tau: expected shares >= 0, got {tau.tolist()}")
+        if values_readable(tau) and not bool(((tau >= 0) & tau.isfinite()).all()):
+            raise ValueError(f"tau: expected finite shares >= 0, got {tau.tolist()}")
     else:
         check_scalar(tau, "tau")
     check_scalar(beta, "beta", below=1.0)
@@ -97,7 +97,7 @@ def pcd(
         )
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
-        rounding = length <= 64 * len(w) * torch.finfo(w.dtype).eps * magnitude
+        rounding = length <= 64 * len(w) * precision(len(w), w.dtype) * magnitude
         weights = w * torch.where(
             rounding, 0.0, root(square[primary] / length.where(~rounding, 1.0))
         )

@@ -27,8 +27,16 @@ class Spectral(NamedTuple):
     moved: Float[Tensor, "row row"] | None  # E; None where nothing differentiates
 
 
+def rounding(count: int, dtype: torch.dtype) -> float:
+    """How far rounding moves an eigenvalue of a Gramian of `count` rows, over the largest: Tε, or
+    √T ε in half precision, which stores sums made in float32.
+    """
+    eps = torch.finfo(dtype).eps
+    return count * eps if eps <= torch.finfo(torch.float32).eps else count**0.5 * eps
+
+
 def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
-    """The range of A and A on it; eigenvalues up to `noise` are taken for 0.
+    """The range of A and A on it; eigenvalues up to `noise` times the largest are taken for 0.
 
     All values are NaN where an entry of A is not finite. Where the sizes of rows differ, the small
     eigenvalues have their relative accuracy if the largest row is the first.
@@ -39,15 +47,16 @@ def spectral(matrix: Float[Tensor, "row row"], noise: float) -> Spectral:
     constant = matrix.detach()
     if values_readable(matrix) and has_finite_sum(constant):
         values, vectors = eigenvectors(constant)
-        if values.tolist()[0] > noise:
+        seen = values.tolist()
+        if seen[0] > noise * seen[-1]:
             if not is_differentiated(matrix):
                 return Spectral(values, None, vectors, None)
             return Spectral(values, None, vectors, vectors.mT @ (matrix - constant) @ vectors)
     else:
         values, vectors = eigenvectors(constant.nan_to_num(0.0, 0.0, 0.0))
         values = values + 0.0 * constant.sum()  # NaN, and kept, where an entry is not finite
-    kept = ~(values <= noise)
-    values, vectors = torch.threshold(values, noise, 1.0), vectors * kept.to(values)
+    kept = ~(values <= noise * values[-1])
+    values, vectors = values.where(kept, 1.0), vectors * kept.to(values)
     if not is_differentiated(matrix):
         return Spectral(values, kept, vectors, None)
     change = (matrix - constant) @ vectors
@@ -86,8 +95,8 @@ def inverse_root(found: Spectral, x: Float[Tensor, " row"]) -> Float[Tensor, " r
 def eigenvalue(found: Spectral, place: int | Int[Tensor, ""], noise: float) -> Float[Tensor, ""]:
     """The eigenvalue of K at one place of `values`.
 
-    It is λ + E_ii + Σ_j E_ij²/(λ - Λ_j) up to order 2, j ≠ i. Others as large, up to `noise`, are
-    left out: there the eigenvalue is at a kink.
+    It is λ + E_ii + Σ_j E_ij²/(λ - Λ_j) up to order 2, j ≠ i. Others as large, up to `noise` times
+    the largest, are left out: there the eigenvalue is at a kink.
     """
     values, moved = found.values, found.moved
     if moved is None and isinstance(place, int):
@@ -97,5 +106,5 @@ def eigenvalue(found: Spectral, place: int | Int[Tensor, ""], noise: float) -> F
     if moved is None:
         return value
     gap, row = value - values, at.to(values) @ moved
-    rest = ~at & (gap.abs() > noise)
+    rest = ~at & (gap.abs() > noise * values[-1])
     return value + row.where(at, row * row / gap.where(rest, torch.inf)).sum()

@@ -8,7 +8,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import all_present, normalized_preference, values_readable
@@ -70,6 +70,17 @@ def preference_of(
     kept = own.where(geometry.present, 0.0)
     total = kept.sum().where(~geometry.present.all(), 1.0)  # none absent: not one bit changes
     return kept / total.where(total > 0, 1.0)
+
+
+def preference_if_any(
+    geometry: Geometry, preference: Tensor | None, like: Tensor
+) -> tuple[Float[Tensor, " row"], Bool[Tensor, ""]]:
+    """`preference_of`, and whether a task that counts is present; where none is, 1/T, for an answer
+    that the rule multiplies by 0.
+    """
+    p = preference_of(geometry, preference, like)
+    some = p.sum() != 0
+    return p.where(some, 1 / len(p)), some
 
 
 def fill_absent(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
