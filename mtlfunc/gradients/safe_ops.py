@@ -258,7 +258,6 @@ _REFUSED: tuple[tuple[str, When, str, str], ...] = (
      "use m + (x - m).exp().cumsum(dim).log() with m = x.detach().amax(dim, keepdim=True)"),
     ("pdist", None, "second derivatives",
      "use (x[i] - x[j]).norm(dim=-1) with i, j = torch.triu_indices(len(x), len(x), 1)"),
-    ("pad_sequence", None, "batched derivatives", "pad each by torch.nn.functional.pad and stack"),
     ("as_strided_scatter", None, "derivatives by the input",
      "use slice_scatter, diagonal_scatter or index_put"),
     ("select_scatter", None, "batched derivatives",
