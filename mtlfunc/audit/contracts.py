@@ -437,14 +437,18 @@ def batch(harness: Harness, cases: Case, keys: Tensor, size: int, inner: int) ->
 
 
 def check_epsilon(harness: Harness) -> Finding:
-    """Weights that stay where all gradients grow stay where they shrink.
+    """Weights that go with a power of the scale where all gradients grow do so where they shrink.
 
-    If they change by more than a hundredth where gradients grow, the method itself has a unit.
+    If no power gives them to a hundredth where gradients grow, the method itself has a unit.
     """
-    name, shrunk, grown = "no absolute epsilon", SCALES[:2], SCALES[2:]
-    if search(harness, scaled(name, grown, 0.01)).seen:
-        raise Inapplicable("the weights have a unit: they change where gradients grow, too")
-    return search(harness, scaled(name, shrunk))
+    name, grown, (rows, losses) = "no absolute epsilon", SCALES[2:], harness.pool(2).cases
+    near, far = (harness.answers(Case(s * rows, losses)).abs().sum(-1) for s in grown)
+    power = float((far / near).nanmedian().log2().nan_to_num()) / 16  # 2^16 times as long
+    # without lengths of 1e-4, whose squares are as small as an epsilon
+    check = scaled(name, grown, power)._replace(tolerance=0.01, families=("gaussian",))
+    if search(harness, check).seen:
+        raise Inapplicable("the weights have a unit: no power of the gradients' scale gives them")
+    return search(harness, scaled(name, SCALES[:2], power))
 
 
 Test = Callable[[Harness], Finding]

@@ -187,15 +187,19 @@ def orders(count: int) -> list[list[int]]:
     return [rotation] if count == 2 else [rotation, swap]
 
 
-def scaled(name: str, scales: Sequence[float], tolerance: float | None = None) -> Check:
-    """All gradients times s, from 1e-10 to 1e10 (powers of two), losses as they are: d times s."""
+def scaled(name: str, scales: Sequence[float], power: float = 0.0) -> Check:
+    """All gradients times s, from 1e-10 to 1e10, losses as they are: w times a power of s."""
 
     def scale(weigh: Weigh, x: Instance) -> Outcome:
         found = weigh_all(weigh, [(s * x.rows, x.losses) for s in scales])
-        return outcomes(*((compare(x, x.rows, v)[0], x.weights, v) for _, v in found))
+        both = zip(scales, (v for _, v in found), strict=True)
+        return outcomes(*((compare(x, x.rows, v / s**power)[0], x.weights, v) for s, v in both))
 
     text = "weights {{before}} become {{after}} when all gradients are multiplied by {:.1e}"
-    return Check(name, scale, [text.format(s) for s in scales], tolerance=tolerance)
+    text += f"; where they grow, weights go with the power {power:.3g} of their length" * bool(
+        power
+    )
+    return Check(name, scale, [text.format(s) for s in scales])
 
 
 def rescale(weigh: Weigh, x: Instance) -> Outcome:
