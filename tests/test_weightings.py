@@ -486,13 +486,14 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     close(grad(total)(matrix), 2 * (matrix.sum(0) @ samples @ samples.T).expand(9, -1))
 
 
-def test_a_leaf_in_no_known_call_is_differentiated_a_row_a_task(passes):
+def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
     net, losses, batch = make("dense", 4)
-    params = mf.parameters(net) | {"odd": torch.ones(7, dtype=torch.float64)}
+    new = {"odd": torch.ones(7, dtype=torch.float64), "cut": torch.eye(6, dtype=torch.float64)}
+    params = mf.parameters(net) | new
 
     def shifted(params, batch):
-        known = {name: leaf for name, leaf in params.items() if name != "odd"}
-        return losses(known, batch) * params["odd"].cumsum(0)
+        half = batch["x"] @ params["cut"].chunk(2)[1].mT
+        return losses(params, batch) * params["odd"].cumsum(0) + half.sin().sum(1)
 
     _, jacobian = loop(shifted, params, batch)
     step = step_of(shifted, mf.mean(), engine="layerwise")
