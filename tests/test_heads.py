@@ -95,9 +95,10 @@ def step(name, rule, make=None):
 
 
 def live(rule, metric=None):
-    """That of a balancer, or None where this rule has none."""
+    """That of a balancer, whose tasks are means over losses of samples."""
     NET.zero_grad()
-    info = mf.Balancer(NET, rule, LAST, metric=metric).backward((NET(X) - Y).square().mean(0))
+    balancer, means = mf.Balancer(NET, rule, LAST, metric=metric), torch.eye(3)[:, None] / len(X)
+    info = balancer.backward((NET(X) - Y).square(), weightings=means.expand(-1, len(X), -1).to(X))
     return {name: x.grad for name, x in NET.named_parameters()}, info.weights
 
 
