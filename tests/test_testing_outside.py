@@ -33,6 +33,8 @@ def test_planted_answers_are_called_what_they_are():
     assert [x.kind for x in found] == KINDS
     line = row_of("planted", found)
     assert [*line[1:6], *line[-2:]] == ["1", "4", "1", "1", "inf", *["1e0 to 1e0"] * 2]
+    untried = [found[0]._replace(exponent=k) for k in (-9, -2)]  # G itself
+    assert row_of("planted", [*found[2:], *untried])[-1] == "1e-9 to 1e-2"
 
 
 @pytest.mark.parametrize("name", ["quadprog", "slsqp", "nnls", "cvxpy:CLARABEL"])

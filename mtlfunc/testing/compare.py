@@ -11,7 +11,7 @@ from contextlib import suppress
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain, combinations, product, takewhile
+from itertools import chain, combinations, groupby, product
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -162,12 +162,14 @@ def row_of(name: str, found: Sequence[Answered]) -> list[str]:
 
 
 def span(found: Sequence[Answered]) -> str:
-    """The powers of ten up to which, either way from 1, every answer is right."""
-    wrong = {x.exponent for x in found if x.kind != RIGHT}
-    tried = sorted({x.exponent for x in found} | {0}, key=abs)
-    sides = ([x for x in tried if x * side >= 0] for side in (-1, 1))
-    ends = [[*takewhile(lambda x: x not in wrong, side)][-1:] for side in sides]
-    return " to ".join(f"1e{x}" for end in ends for x in end) or "–"
+    """The powers of ten, of those tried, between which every answer is right, around 1."""
+    tried, wrong = (
+        sorted({x.exponent for x in found}),
+        {x.exponent for x in found if x.kind != RIGHT},
+    )
+    runs = [[*run] for bad, run in groupby(tried, wrong.__contains__) if not bad]
+    spans = [x for x in runs if min(map(abs, tried)) in map(abs, x)]
+    return f"1e{spans[0][0]} to 1e{spans[0][-1]}" if spans else "–"
 
 
 def table(names: Sequence[str], tasks: Sequence[int], exponents: Sequence[int]) -> str:
