@@ -1,6 +1,6 @@
 """All properties of one rule."""
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ NAMES = (*(each.name for each in PROPERTIES), *CONTRACTS)
 def audit(
     rule: Any,
     *,
-    only: Collection[str] = (),
+    only: Iterable[str] = (),
     instances: int = 400,
     tolerance: float = 1e-5,
     extra: Extra | None = None,
@@ -75,15 +75,15 @@ def audit(
     """
     made, called = as_rule(rule), rule_name(rule)
     plain = not isinstance(rule, Rule) and required_arguments(rule) > 0  # of the Gramian alone
-    unknown = [only] if isinstance(only, str) else [each for each in only if each not in NAMES]
-    if unknown:
+    asked = [only] if isinstance(only, str) else list(only)
+    if unknown := [each for each in asked if isinstance(only, str) or each not in NAMES]:
         got = ", ".join(map(repr, unknown))
         raise ValueError(f"only: expected a list of names among {', '.join(NAMES)}; got {got}")
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
     check_count(instances, "instances")
     label = name or called
-    wanted = [each for each in NAMES if each in only or not only]
+    wanted = [each for each in NAMES if each in asked or not asked]
     generator, recorded = torch.get_rng_state(), torch.is_grad_enabled()
     missing = not_measured(made, GRAMIANS)
     try:

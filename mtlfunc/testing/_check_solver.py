@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -42,10 +42,10 @@ class Instance(NamedTuple):
 
 def check_solver(
     solver: AnySolver,
-    problems: Collection[str] | None = None,
+    problems: Iterable[str] | None = None,
     tolerance: float = 1e-6,
     *,
-    claims: Collection[str] = (),
+    claims: Iterable[str] = (),
     tasks: tuple[int, int] | None = None,
     name: str | None = None,
 ) -> SolverReport:
@@ -97,9 +97,10 @@ def check_solver(
         raise TypeError(f"solver: expected a function of one problem, got {got}")
     if isinstance(problems, str) or isinstance(claims, str):
         raise ValueError('problems, claims: expected lists of names, such as ["min_norm"]')
-    for kind in problems or ():
+    kinds, said = dict.fromkeys(problems or ()), dict.fromkeys(claims, "")
+    for kind in kinds:
         check_option(kind, "problems", KINDS)
-    for claim in claims:
+    for claim in said:
         check_option(claim, "claims", tuple(CLAIMS))
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance: expected a number in (0, 1), got {tolerance}")
@@ -109,9 +110,8 @@ def check_solver(
     examples: dict[str, Counterexample] = {}
     not_taken: dict[str, str] = {}
     unanswered: dict[str, str] = {}
-    said = dict.fromkeys(claims, "")
     label = name or rule_name(solver, "solver")
-    for kind in dict.fromkeys(problems or KINDS):
+    for kind in kinds or KINDS:
         bar = progress_bar(list(draw(kind, sizes)), desc=f"{label}, {kind}", delay=3)
         found = [(each, judge(solver, each.problem(kind), tolerance)) for each in bar]
         if problems is None and all(x.wrong.startswith("raises TypeError") for _, x in found):
