@@ -326,7 +326,8 @@ def test_claims_are_tried_only_if_made():
     report = testing.check_solver(branches, claims=["vmap"], **quick)
     assert "min_norm: under torch.func.vmap it raises" in report.claims["vmap"]
     assert not report.sound
-    report = testing.check_solver(constant, claims=["vmap", "grad"], **quick)
+    wanted = {"problems": iter(["min_norm"]), "claims": iter(["vmap", "grad"])}
+    report = testing.check_solver(constant, **quick | wanted)
     assert report.claims["vmap"] == ""
     assert "torch.func.grad gives a slope of 0" in report.claims["grad"]
     assert "not claimed, not tried" in str(testing.check_solver(constant, **quick))
@@ -504,7 +505,9 @@ def test_strategies_and_families_say_what_is_wrong():
     least = r"tasks: expected \(least, most\)"
     odd: Any = (3, (1, 2, 3), (2.0, 3))
     for message, call in (
-        ("families='nobody'", lambda: testing.jacobians(families=["nobody"])),
+        ("families='nobody'", lambda: testing.jacobians(families=iter(["nobody"]))),
+        ("families: expected names", lambda: testing.problems("min_norm", families=())),
+        ("exponents: expected", lambda: testing.problems("min_norm", exponents=(3, -3))),
         ("tasks: expected", lambda: testing.jacobians(tasks=(0, 2))),
         *((least, lambda tasks=tasks: testing.jacobians(tasks=tasks)) for tasks in odd),
         *((least, lambda tasks=tasks: testing.check_solver(uniform, tasks=tasks)) for tasks in odd),
@@ -523,6 +526,7 @@ def test_families_have_every_size(family):
         assert rows.shape[0] == count
         assert 1 <= rows.shape[1] <= (max(width, count) if family == "orthogonal" else width)
         assert np.isfinite(rows).all()
+        assert family != "hull" or width > 1 or abs(np.sign(rows).sum()) == count
 
 
 # ---- the shell -----------------------------------------------------------------------------------

@@ -44,6 +44,13 @@ def pareto_stationary(rng: Generator, count: int, width: int) -> Array:
     return rows
 
 
+def hull(rng: Generator, count: int, width: int) -> Array:
+    """Around one common direction, and on its side of 0."""
+    common = gaussian(rng, 1, width)
+    rows = common + 0.3 * gaussian(rng, count, width)
+    return rows * np.sign(rows @ common.T)
+
+
 def weakly_stationary(rng: Generator, count: int, width: int) -> Array:
     """Rows in float32 of which some add up to 0 with positive weights, to their own rounding, while
     one direction lowers the losses of all others and leaves these as they are.
@@ -72,10 +79,9 @@ FAMILIES: dict[str, Family] = {
     "zero_row": zero_row,
     "antiparallel": antiparallel,
     "pareto_stationary": pareto_stationary,
-    # 0 lies 1e-5 outside the hull, more or less
+    # 0 lies some 1e-5 outside the hull, or inside that of more tasks than parameters
     "near_stationary": lambda r, n, p: pareto_stationary(r, n, p) + 1e-5 * gaussian(r, 1, p),
-    # around one common direction
-    "hull": lambda r, n, p: gaussian(r, 1, p) + 0.3 * gaussian(r, n, p),
+    "hull": hull,
     # right angles between all tasks, norms from 1/2 to 2
     "orthogonal": lambda r, n, p: (
         np.linalg.qr(gaussian(r, max(p, n), n))[0].T * r.uniform(0.5, 2.0, (n, 1))

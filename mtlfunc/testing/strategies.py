@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,9 @@ def jacobians(
 
     Args:
         tasks: the least and largest number of tasks T.
-        width: the least and largest number of parameters P; None is T + 10.
+        width: the least and largest number of parameters P, as `jacobian` takes it; None is T + 10.
         families: those of `jacobian`, the ones to prefer in a counterexample first.
-        exponents: all gradients are multiplied by a power of ten between these.
+        exponents: all gradients are multiplied by a power of ten between these, -300 to 300.
 
     Returns:
         a strategy of tensors `[task, parameter]`, float64.
@@ -64,18 +65,21 @@ def jacobians(
     expect_installed("hypothesis", what="the strategies of mtlfunc.testing")
     from hypothesis import strategies as st
 
-    for name in families:
+    chosen = list(families)
+    if isinstance(families, str) or not chosen:
+        raise ValueError(f'families: expected names, such as ["gaussian"], got {families!r}')
+    for name in chosen:
         check_option(name, "families", tuple(FAMILIES))
     whole_range(width or (1, 1), "width")
-
+    powers = whole_range(exponents, "exponents", -300, 300)
     # hypothesis draws the least of a range half of the time: a single task shows nothing
     sizes = [n for n in whole_range(tasks, "tasks") for _ in range(1 if n == 1 else 3)]
 
     # by calls that a failure prints as they are
     return st.builds(
         jacobian,
-        *(st.sampled_from(list(families)), st.sampled_from(sizes), st.integers(0, 2**32 - 1)),
-        scale=st.integers(*exponents).map(lambda exponent: 10.0**exponent),
+        *(st.sampled_from(chosen), st.sampled_from(sizes), st.integers(0, 2**32 - 1)),
+        scale=st.integers(powers[0], powers[-1]).map(lambda exponent: 10.0**exponent),
         width=st.none() if width is None else st.integers(*width),
     )
 
@@ -97,9 +101,9 @@ def problems(
     Args:
         kind: `"min_norm"`, `"cagrad"` or `"dual_cone"`.
         tasks: the least and largest number of tasks T.
-        width: the least and largest number of parameters P; None is T + 10.
+        width: the least and largest number of parameters P, as `jacobian` takes it; None is T + 10.
         families: those of `jacobian`.
-        exponents: all gradients are multiplied by a power of ten between these.
+        exponents: all gradients are multiplied by a power of ten between these, -300 to 300.
 
     Returns:
         a strategy of problems of `mtlfunc.solvers`.
@@ -132,11 +136,12 @@ def problems(
     return posed()
 
 
-def whole_range(ends: Any, name: str) -> range:
-    """All numbers from the least to the largest, both at least 1, or an error with the name."""
+def whole_range(ends: Any, name: str, low: int = 1, high: float = math.inf) -> range:
+    """All numbers from the least to the largest, both in [low, high], or an error with the name."""
     pair = isinstance(ends, Sequence) and [isinstance(x, int) for x in ends] == [True, True]
-    if not pair or not 1 <= ends[0] <= ends[1]:
-        raise ValueError(f"{name}: expected (least, most) with 1 <= least <= most, got {ends}")
+    if not pair or not low <= ends[0] <= ends[1] <= high:
+        ask = f"(least, most), whole numbers with {low} <= least <= most <= {high}"
+        raise ValueError(f"{name}: expected {ask}, got {ends}")
     return range(ends[0], ends[1] + 1)
 
 
