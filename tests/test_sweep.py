@@ -130,7 +130,9 @@ class Outer(NamedTuple):
 def test_grid_outputs_nested_of_every_kind():
     def f(k):
         return Outer(
-            {"half": k.to(torch.bfloat16) / 2, "whole": 2 * k, "complex": k * 1j}, k > 1, ()
+            {"half": k.to(torch.bfloat16) / 2, "whole": 2 * k, "complex": (k * -1j).conj()},
+            k > 1,
+            (),
         )
 
     found = grid(f, {"k": torch.arange(3)})
@@ -163,9 +165,10 @@ def test_grid_leaves_no_graph_behind():
     ]
 
 
-def test_grid_coordinates_of_float32_are_what_was_typed():
-    found = grid(lambda c: c, {"c": torch.tensor([0.1, 0.4, 1e-3])})
-    assert found["c"].values.tolist() == [0.1, 0.4, 1e-3]
+def test_grid_coordinates_are_what_was_typed():
+    typed = torch.tensor([0.1, 0.4, 1e-3])
+    for axis in (typed, typed.half(), (-1j * typed).conj().imag):
+        assert grid(lambda c: c, {"c": axis})["c"].values.tolist() == [0.1, 0.4, 1e-3]
 
 
 def test_grid_shows_progress_and_is_silent_inside(capsys):
@@ -388,6 +391,8 @@ def test_grid_names_broken_files(begun):
         file.write_bytes(broken)
         with pytest.raises(ValueError, match=rf"path: .*{file.name} .*delete it"):
             grid(lambda a, b: a * b, axes, path=begun)
+    with pytest.raises(ValueError, match=rf"path: .*{file.name} is a file"):
+        grid(lambda a, b: a * b, axes, path=file)
     file.unlink()
     assert grid(lambda a, b: a * b, axes, path=begun)["value"].values.tolist() == [
         [0, 0],

@@ -71,8 +71,8 @@ def grid(
 
     Returns:
         an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
-        becomes the variable `value`, a nested field `outer.inner`. Coordinates of a float32 axis
-        are its shortest decimals, so that `.sel(c=0.4)` finds them.
+        becomes the variable `value`, a nested field `outer.inner`. Coordinates of a float16
+        or float32 axis are its shortest decimals, so that `.sel(c=0.4)` finds them.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; its `dataset` is the one so far.
@@ -143,9 +143,9 @@ class _Chunk(NamedTuple):
             if told is error:
                 raise
             raise told from error
-        found = {name: value.detach().cpu() for name, value in found.items()}
         half = torch.bfloat16  # NumPy has none
-        return {n: (x.float() if x.dtype == half else x).numpy() for n, x in found.items()}
+        found = {n: x.detach().float() if x.dtype == half else x for n, x in found.items()}
+        return {n: x.numpy(force=True) for n, x in found.items()}
 
 
 def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
@@ -163,18 +163,25 @@ def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
         yield chunk.flat, found
 
 
-def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes) -> Any:
-    """What a worker does. A chunk comes pickled: torch would send tensors as open files."""
+def _sent(chunk: _Chunk) -> bytes | _Chunk:
+    """A chunk pickled, since torch would send tensors as open files; itself where pickle cannot."""
+    with suppress(Exception):  # of a lambda on an axis, which threads take
+        return pickle.dumps(chunk)
+    return chunk
+
+
+def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes | _Chunk) -> Any:
+    """What a worker does."""
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    return pickle.loads(chunk).answers(f)
+    return (pickle.loads(chunk) if isinstance(chunk, bytes) else chunk).answers(f)
 
 
 def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answers:
     """As they come. After an error no further chunk begins, and those at work are kept."""
     home, failed = (torch.get_default_dtype(), torch.get_num_threads()), None
-    jobs = {executor.submit(_work, *home, f, pickle.dumps(x)): x.flat for x in points.chunks()}
+    jobs = {executor.submit(_work, *home, f, _sent(x)): x.flat for x in points.chunks()}
     try:
         for job in _as_they_come([*jobs]):
             try:
@@ -192,7 +199,7 @@ def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answer
         if isinstance(failed, futures.BrokenExecutor):
             failed.add_note("grid: a worker was killed, for memory perhaps, or cannot import f")
         elif not hasattr(failed, "__notes__"):  # no error of f's own
-            failed.add_note("grid: workers import f from the top level of a module")
+            failed.add_note("grid: workers import f and what axes hold from a module's top level")
         raise failed
 
 
@@ -243,7 +250,10 @@ class _Points:
         """Read what the folder holds; begin it where it is new."""
         if not self.folder:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(f"path: {self.folder} is a file, or in one; name a folder") from error
         facts = {n: [str(getattr(x, "dtype", "")), labels] for n, (labels, x) in self.axes.items()}
         self.text, last, places = json.dumps(facts, default=str), "", {}
         for k in itertools.count(1):  # a header each time that values were added
@@ -271,7 +281,8 @@ class _Points:
 
     def store(self, flat: np.ndarray, found: dict[str, np.ndarray]) -> None:
         self.keep(flat, found)
-        self.name()
+        if not self.done.any():  # later ones are alike
+            self.name()
         if self.folder:
             axes = _digest(self.text)
             arrays: Any = {"axes": axes, "points": flat} | {f"f.{n}": x for n, x in found.items()}
@@ -337,11 +348,12 @@ def _axis(name: str, values: Any) -> tuple[list[Any], Tensor | list[Any]]:
     """What names the positions of an axis, and what `f` is given there."""
     where = f"axes[{name!r}]"
     if isinstance(values, Tensor) and values.ndim == 1 and not values.is_complex():
-        labels: Any = values.detach().cpu()
+        given = values.detach().resolve_neg()
         # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
-        if values.dtype == torch.float32:
+        labels: Any = given.cpu()
+        if values.dtype in (torch.float16, torch.float32):
             labels = labels.numpy().astype(str).astype(float)
-        labels, given = labels.tolist(), values.detach()
+        labels = labels.tolist()
     elif isinstance(values, Mapping | Sequence) and not isinstance(values, str):
         labels = list(values)
         given = list(values.values()) if isinstance(values, Mapping) else labels

@@ -99,8 +99,9 @@ def test_threads_and_what_submits_give_the_serial_answers(kind, whole, tmp_path)
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(3) as pool:
         same(grid(weights, AXES, points_at_once=4, executor=kind(pool), path=tmp_path), whole)
-        found = grid(lambda k: k + 1, {"k": torch.arange(3)}, points_at_once=1, executor=kind(pool))
-    assert found["value"].values.tolist() == [1, 2, 3]
+        axes = {"k": torch.arange(3), "f": {"next": lambda k: k + 1}}
+        found = grid(lambda k, f: f(k), axes, points_at_once=1, executor=kind(pool))
+    assert found["value"].values.tolist() == [[1], [2], [3]]
     assert torch.get_num_threads() == threads
 
 
