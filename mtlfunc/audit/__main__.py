@@ -4,7 +4,6 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Collection
 from typing import Any
 
 from ..rules.common import required_arguments
@@ -85,23 +84,16 @@ def main(argv: list[str] | None = None) -> int:
     for option in sorted(options.keys() & OPTIONS[other]):
         parser.error(f"--{option}: there is no such option of a {kind}")
     spec, required = options.pop(kind), options.pop("require", ())
+    if "only" in options:
+        options["only"] += required
     try:
-        report = examine(kind, spec, required, options)
+        run: Any = check_solver if kind == "solver" else audit
+        report = run(load(spec), name=spec.partition(":")[2], **options)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
     print(report)
     holds = all(report[name].status == "holds" for name in required)
     return 0 if report.sound and holds else 1
-
-
-def examine(kind: str, spec: str, required: Collection[str], options: dict[str, Any]) -> Any:
-    """The report of what is named."""
-    found, name = load(spec), spec.partition(":")[2]
-    if kind == "solver":
-        return check_solver(found, name=name, **options)
-    if "only" in options:
-        options |= {"only": [*options["only"], *required]}
-    return audit(found, name=name, **options)
 
 
 if __name__ == "__main__":

@@ -340,10 +340,7 @@ def misfit(harness: Harness, seen: Geometry, state: Any, following: Any) -> str:
         drawn = [attempt(harness.step, seen, key) for key in (elsewhere, state)]
         # an integer with which a step raises is an index, not a key
         if None not in drawn and not same(drawn[0][0], drawn[1][0]):
-            return (
-                "weights depend on a key in the state, which an update leaves as it is: every "
-                "step draws the same numbers"
-            )
+            return "an update leaves the state's key as it is: every step draws the same numbers"
     return ""
 
 
@@ -409,11 +406,9 @@ def check_batching(harness: Harness) -> Finding:
                 try:
                     found = batch(harness, cases, keys, size, inner)
                 except Exception as error:
-                    seen = (
-                        f"under torch.func.vmap it {describe_error(error)} (a Python branch on a "
-                        "value, .item(), NumPy or a write into a new tensor cannot be batched)"
-                    )
-                    return Finding(tested + 1, seen, cases.at(0))
+                    cure = "a Python branch on a value, .item(), NumPy or a write into a new tensor"
+                    seen = f"{describe_error(error)} ({cure} cannot be batched)"
+                    return Finding(tested + 1, f"under torch.func.vmap it {seen}", cases.at(0))
                 for i in (i for i in loop if i < len(found)):
                     x = Instance(*cases.at(i), loop[i], unit)
                     far = compare(x, x.rows, found[i])[0].nan_to_num(torch.inf)

@@ -41,9 +41,8 @@ class Row:
             return self.detail
         if self.status == "holds":
             return f"over {self.instances:,} instances"
-        return f"at {self.failures:,} of {self.instances:,} instances" + (
-            ", all with linearly dependent gradients" if self.dependent else ""
-        )
+        more = ", all with linearly dependent gradients" * self.dependent
+        return f"at {self.failures:,} of {self.instances:,} instances{more}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -58,9 +57,8 @@ class Report(Printed):
     def __getitem__(self, name: str) -> Row:
         rows = {row.name: row for row in self.rows}
         if name not in rows:
-            raise KeyError(
-                f"{name!r}: no such property in this report; there are {', '.join(rows)}"
-            )
+            known = ", ".join(rows)
+            raise KeyError(f"{name!r}: no such property in this report; there are {known}")
         return rows[name]
 
     @property
@@ -74,13 +72,11 @@ class Report(Printed):
 
     def records(self) -> list[dict[str, Any]]:
         """One dict a property, of plain values: `pandas.DataFrame(report.records())`."""
+        fields = ("status", "instances", "failures", "dependent")
         return [
             {"rule": self.rule, "property": row.name}
             | {"about": "contract" if row.contract else "property"}
-            | {
-                name: getattr(row, name)
-                for name in ("status", "instances", "failures", "dependent")
-            }
+            | {name: getattr(row, name) for name in fields}
             | {"counterexample": row.literal}
             | {"losses": "" if row.losses is None else literal(row.losses), "detail": row.detail}
             for row in self.rows
@@ -107,12 +103,8 @@ class Report(Printed):
         return [*tried, *([said] if failing else [])]
 
     def _examples(self) -> dict[str, list[str]]:
-        return {
-            row.name: [
-                *([row.literal] if row.literal else []),
-                *([] if row.losses is None else [f"losses {literal(row.losses)}"]),
-                row.detail,
-            ]
-            for row in self.rows
-            if row.status == "fails"
-        }
+        found = {}
+        for row in (x for x in self.rows if x.status == "fails"):
+            losses = [] if row.losses is None else [f"losses {literal(row.losses)}"]
+            found[row.name] = [*[row.literal] * bool(row.literal), *losses, row.detail]
+        return found

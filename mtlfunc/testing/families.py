@@ -92,9 +92,8 @@ FAMILIES: dict[str, Family] = {
     "weakly_stationary": weakly_stationary,
 }
 
-_FIRST = sorted(set(FAMILIES) - {"weakly_stationary"})
 # each family's own stream of random numbers
-_STREAMS = {name: number for number, name in enumerate([*_FIRST, "weakly_stationary"])}
+_STREAMS = [*sorted(set(FAMILIES) - {"weakly_stationary"}), "weakly_stationary"]
 REGULAR = ("gaussian", "hull", "orthogonal")
 """Families where G is well conditioned, weights are unique and nothing is close to a kink."""
 
@@ -135,5 +134,5 @@ def jacobian(
     check_option(family, "family", tuple(FAMILIES))
     for name, value, least in (("count", count, 1), ("width", width, 1), ("seed", seed, 0)):
         check_count(value, name, least)
-    rng = default_rng([seed, count, _STREAMS[family]])
+    rng = default_rng([seed, count, _STREAMS.index(family)])
     return torch.from_numpy(scale * FAMILIES[family](rng, count, width)).to(dtype)

@@ -152,14 +152,12 @@ class SolverReport(Printed):
         return [["worst certified error", *kinds], *lines] if kinds else []
 
     def _examples(self) -> dict[str, list[str]]:
-        return {
-            f"{kind}, the smallest counterexample (found in {x.family}):": [
-                *x.literal.splitlines(),
-                *([] if x.weights is None else [f"weights {x.weights.tolist()}"]),
-                x.detail,
-            ]
-            for kind, x in self.counterexamples.items()
-        }
+        found = {}
+        for kind, x in self.counterexamples.items():
+            weights = [] if x.weights is None else [f"weights {x.weights.tolist()}"]
+            head = f"{kind}, the smallest counterexample (found in {x.family}):"
+            found[head] = [*x.literal.splitlines(), *weights, x.detail]
+        return found
 
 
 def in_words(sizes: Sequence[int]) -> str:

@@ -177,8 +177,7 @@ class Result:
         if ax is None:
             from matplotlib import pyplot as plt  # whose figures notebooks show
 
-            size = (7, 1.2 + 0.28 * len(self.rules))
-            ax = plt.subplots(figsize=size, layout="constrained")[1]
+            ax = plt.subplots(figsize=(7, 1.2 + 0.28 * len(self.rules)), layout="constrained")[1]
         ranks = self.ranks(by)
         for i, rank in enumerate(ranks):
             colour = "C1" if rank.rule in (BASELINE, STATIC) else "C0"

@@ -20,9 +20,7 @@ from ...types import Batch, Optimizer, Params, Probe, Rule
 from .problems import BenchmarkProblem
 
 STATIC = "static search"  # the baseline to beat: the best constant weights of a grid
-TUNING = (
-    1_000_000  # seeds from here on choose rates and static weights; results are on those from 0
-)
+TUNING = 1_000_000  # seeds from here on choose rates and static weights, those from 0 are reported
 
 
 class Contestant(NamedTuple):
