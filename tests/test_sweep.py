@@ -94,10 +94,8 @@ def test_grid_loops_over_rules_between_vmapped_axes():
         "power": [1, 2],
         "shift": torch.tensor([0.0, 1.0], dtype=DOUBLE),
     }
-    for points_at_once in (None, 4, 1):
-        found = grid(weights, axes, points_at_once=points_at_once, dims={"value": ("task",)})[
-            "value"
-        ]
+    for count in (None, 4, 1):
+        found = grid(weights, axes, points_at_once=count, dims={"value": ("task",)})["value"]
         assert found.dims == ("scale", "rule", "power", "shift", "task")
         assert found["rule"].values.tolist() == ["mean", "mgda"]
         for i, scale in enumerate(axes["scale"]):
@@ -105,11 +103,8 @@ def test_grid_loops_over_rules_between_vmapped_axes():
                 for power in (1, 2):
                     for shift in axes["shift"]:
                         expected = mf.weights(rule, G * scale**power) + shift
-                        np.testing.assert_allclose(
-                            found.sel(rule=name, power=power, shift=float(shift)).values[i],
-                            expected.numpy(),
-                            rtol=1e-9,
-                        )
+                        one = found.sel(rule=name, power=power, shift=float(shift)).values[i]
+                        np.testing.assert_allclose(one, expected.numpy(), rtol=1e-9)
 
 
 def test_grid_looped_axes_alone_take_what_cannot_be_vmapped():
@@ -136,12 +131,7 @@ def test_grid_outputs_nested_of_every_kind():
         )
 
     found = grid(f, {"k": torch.arange(3)})
-    assert sorted(map(str, found.data_vars)) == [
-        "flag",
-        "inner.complex",
-        "inner.half",
-        "inner.whole",
-    ]
+    assert {*found.data_vars} == {"flag", "inner.complex", "inner.half", "inner.whole"}
     assert found["inner.whole"].dtype == np.int64
     assert found["inner.whole"].values.tolist() == [0, 2, 4]
     assert found["inner.half"].values.tolist() == [0.0, 0.5, 1.0]
@@ -159,10 +149,8 @@ def test_grid_outputs_nested_of_every_kind():
 
 def test_grid_leaves_no_graph_behind():
     w = torch.ones(2, requires_grad=True)
-    assert grid(lambda k: w * k, {"k": torch.arange(2)})["value"].values.tolist() == [
-        [0.0, 0.0],
-        [1.0, 1.0],
-    ]
+    found = grid(lambda k: w * k, {"k": torch.arange(2)})
+    assert found["value"].values.tolist() == [[0.0, 0.0], [1.0, 1.0]]
 
 
 def test_grid_coordinates_are_what_was_typed():
@@ -338,12 +326,8 @@ def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path
 # --- files that do not fit ----------------------------------------------------------------------
 @pytest.fixture
 def begun(tmp_path):
-    grid(
-        lambda a, b: a * b,
-        {"a": torch.arange(3), "b": [1, 2]},
-        points_at_once=2,
-        path=tmp_path / "sweep",
-    )
+    axes = {"a": torch.arange(3), "b": [1, 2]}
+    grid(lambda a, b: a * b, axes, points_at_once=2, path=tmp_path / "sweep")
     return tmp_path / "sweep"
 
 
@@ -394,11 +378,8 @@ def test_grid_names_broken_files(begun):
     with pytest.raises(ValueError, match=rf"path: .*{file.name} is a file"):
         grid(lambda a, b: a * b, axes, path=file)
     file.unlink()
-    assert grid(lambda a, b: a * b, axes, path=begun)["value"].values.tolist() == [
-        [0, 0],
-        [1, 2],
-        [2, 4],
-    ]
+    found = grid(lambda a, b: a * b, axes, path=begun)
+    assert found["value"].values.tolist() == [[0, 0], [1, 2], [2, 4]]
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -430,18 +411,7 @@ def test_grid_refuses_axes(values, error, message):
 
 @pytest.mark.parametrize(
     "out",
-    [
-        1.0,
-        None,
-        (torch.zeros(1), torch.zeros(1)),
-        [torch.zeros(1)],
-        {"a": 1.0},
-        {"a": {"b": None}},
-        {},
-        (),
-        "text",
-        np.zeros(2),
-    ],
+    [1.0, None, "text", {}, (), {"a": 1.0}, {"a": {"b": None}}, np.zeros(2), [RADII], (RADII,) * 2],
 )
 @pytest.mark.parametrize("points_at_once", [None, 1])
 def test_grid_refuses_outputs_that_are_no_tensors(out, points_at_once):

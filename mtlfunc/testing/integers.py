@@ -43,9 +43,8 @@ def integers(count: int, deep: bool = False) -> Float[Tensor, "case task 3"]:
     found = found[(found != 0).flatten(1).any(-1)]
     found = found[_order(found)]
     _, group = (found @ found.mT).flatten(1).unique(dim=0, return_inverse=True)
-    first = torch.full((int(group.max()) + 1,), len(found)).scatter_reduce_(
-        0, group, torch.arange(len(found)), "amin"
-    )
+    first = torch.full((int(group.max()) + 1,), len(found))
+    first = first.scatter_reduce(0, group, torch.arange(len(found)), "amin")
     return found[first.sort().values]
 
 

@@ -108,9 +108,8 @@ def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) 
     front = 0.5 * torch.einsum("nti,tij,ntj->nt", apart, shapes, apart)
     text = (
         f"{tasks} quadratics in {size} variables: cosine {-conflict:g} between any two gradients "
-        f"and lengths 1 to {spread:g} at the reference point, "
-        f"condition {condition:g}, unrelated eigenvectors. Known: the minimiser of every "
-        "weighted sum, so the Pareto set."
+        f"and lengths 1 to {spread:g} at the reference point, condition {condition:g}, unrelated "
+        "eigenvectors. Known: the minimiser of every weighted sum, so the Pareto set."
     )
     return _with_front(text, draw, losses, front)
 
@@ -119,9 +118,8 @@ def cagrad_toy() -> BenchmarkProblem:
     """The toy of Liu et al. 2021, section 5.1, as in the authors' code (+tanh in the second
     valley), plus 21; their starts, each moved by a normal step.
     """
-    starts = torch.tensor(
-        [(-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0)], dtype=torch.float64
-    )
+    places = (-8.5, 7.5), (-8.5, 5.0), (0.0, 0.0), (9.0, 9.0), (10.0, -8.0)
+    starts = torch.tensor(places, dtype=torch.float64)
 
     def losses(params: Params, data: Tensor) -> Tensor:
         x, y = params["x"].unbind(-1)
@@ -172,14 +170,13 @@ def pcgrad_landscape() -> BenchmarkProblem:
     def draw(key: Tensor) -> tuple[Params, Tensor]:
         return {"x": start + 0.5 * random.normal(key, (2,), torch.float64)}, start.new_zeros(0)
 
-    zero = torch.zeros_like(start)
     text = (
         "Two losses on the plane (Yu et al. 2020, Figure 1, above their floor): logarithms of "
         "the distances to two bent valleys, with cusps. Known: both "
         "are 0 at x = -2, y > 6.5, which is the whole Pareto front."
     )
     nadir = losses({"x": start}, start)
-    return _with_front(text, draw, losses, zero[None], nadir=nadir, steps=400)
+    return _with_front(text, draw, losses, torch.zeros_like(start[None]), nadir=nadir, steps=400)
 
 
 def vlmop2() -> BenchmarkProblem:

@@ -236,9 +236,8 @@ class Result:
             for rule in cells:
                 if status := self.status(name, rule, self._measure(name, by)):
                     failures.setdefault((rule, status), []).append(name)
-        return notes + [
-            f"! {x} on {', '.join(at)}: {status}" for (x, status), at in failures.items()
-        ]
+        lost = (f"! {x} on {', '.join(at)}: {status}" for (x, status), at in failures.items())
+        return [*notes, *lost]
 
     def _budget(self) -> str:
         """How many weight vectors the static search has seen, where it takes part."""
