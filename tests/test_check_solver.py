@@ -326,7 +326,7 @@ def test_claims_are_tried_only_if_made():
     report = testing.check_solver(branches, claims=["vmap"], **quick)
     assert "min_norm: under torch.func.vmap it raises" in report.claims["vmap"]
     assert not report.sound
-    wanted = {"problems": iter(["min_norm"]), "claims": iter(["vmap", "grad"])}
+    wanted: Any = {"problems": iter(["min_norm"]), "claims": iter(["vmap", "grad"])}
     report = testing.check_solver(constant, **quick | wanted)
     assert report.claims["vmap"] == ""
     assert "torch.func.grad gives a slope of 0" in report.claims["grad"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,7 @@ def jacobians(
     tasks: tuple[int, int] = (1, 8),
     width: tuple[int, int] | None = (1, 12),
     *,
-    families: Sequence[str] = tuple(FAMILIES),
+    families: Iterable[str] = tuple(FAMILIES),
     exponents: tuple[int, int] = (-10, 10),
 ) -> Tensors:
     """A strategy for Jacobians of the hard families.
@@ -89,7 +89,7 @@ def problems(
     tasks: tuple[int, int] = (1, 8),
     width: tuple[int, int] | None = (1, 12),
     *,
-    families: Sequence[str] = tuple(FAMILIES),
+    families: Iterable[str] = tuple(FAMILIES),
     exponents: tuple[int, int] = (-10, 10),
 ) -> Problems:
     """A strategy for problems of one kind, on the Gramians of `jacobians`.
