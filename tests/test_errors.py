@@ -160,15 +160,6 @@ def at(rule, losses=(1.0, 1.0)):
 
 VALUES = {
     "beta of gradvac": (lambda: mf.gradvac(1.0), "beta: "),
-    "beta below 0": (lambda: mf.gradvac(-0.1), "beta: "),
-    "orders of gradvac": (
-        lambda: mf.gradvac(orders=torch.zeros(2, 2, dtype=torch.int64)),
-        "orders: ",
-    ),
-    "orders of other tasks": (
-        lambda: at(mf.gradvac(orders=torch.arange(3).expand(3, 3))),
-        "orders: ",
-    ),
     "orders of floats": (lambda: mf.pcgrad(torch.zeros(2, 2)), "orders: "),
     "too many byzantine": (lambda: mf.weights(mf.krum(2), torch.eye(6)), "byzantine: "),
     "tau below 0": (lambda: at(mf.pcd(tau=-0.1)), "tau: "),
@@ -267,7 +258,6 @@ VALUES = {
         f"preference {p}": (lambda p=p: mf.weights(mf.mean(preference=p), G), "preference: ")
         for p in (-G[0], 0 * G[0], torch.ones(3), torch.ones(2, dtype=torch.int64))
     },
-    "orders shape": (lambda: mf.pcgrad(torch.ones(2, 3, dtype=torch.int64)), "orders: "),
     "orders rows": (lambda: mf.pcgrad(torch.zeros(2, 2, dtype=torch.int64)), "orders:"),
     "orders tasks": (lambda: mf.weights(mf.pcgrad(torch.arange(3).expand(3, 3)), G), "orders:"),
     "lr": (lambda: mf.adam(-1e-3), "lr: "),

@@ -66,6 +66,13 @@ PARTS = {
     "a mask's name": (lambda: mf.jacobian(mask="graddrop"), r"mask: .* of \(key, rows\), got an"),
     "a mix not called": (lambda: mf.jacobian(mix=mf.subset), "mix: .* but subset takes"),
     "a number for a mix": (lambda: mf.jacobian(mix=2), r"mix: expected a function of \(key, coun"),
+    "an optimizer that was made": (lambda: mf.famo(optimizer=SGD), r"optimizer: .*, not called"),
+    "a list for orders": (lambda: mf.pcgrad([[0, 1], [1, 0]]), r"orders: .*torch\.as_tensor"),
+    "a list for others": (lambda: mf.pareto_mtl(others=[[0, 1]]), r"others: .*torch\.as_tensor"),
+    "a list for a reference": (
+        lambda: started(mf.pbi(reference=[0.0] * TASKS)),
+        r"reference: .*torch\.as_tensor",
+    ),
     "a mask for present": (
         lambda: mf.losses_only(present=torch.ones(TASKS, dtype=torch.bool)),
         "present:",
@@ -91,6 +98,12 @@ PARTS = {
 }
 
 VALUES = {
+    "a fraction for a task": (lambda: mf.pcd(primary=1.0), "primary: expected a whole number"),
+    "a number for warmup": (lambda: mf.stch(1.0, warmup=5), "warmup: expected .* got 5"),
+    "lengths of a product of two batches": (
+        lambda: started(mf.normalize(mf.modo()), mf.double_sampling()),
+        "no probe measures both.*by='loss'",
+    ),
     "a state of another rule": (
         lambda: LEARNING.update(PLAIN.init(PARAMS, BATCH), BATCH),
         "state:",
@@ -167,10 +180,7 @@ PARTS |= {  # of notebooks
         lambda: mf.random.normal(mf.random.key(0), (2,), torch.int64),
         "dtype:",
     ),
-    "uniform numbers of nothing": (
-        lambda: mf.random.uniform(mf.random.key(0), (2,), None),
-        "dtype:",
-    ),
+    "numbers of no dtype": (lambda: mf.random.uniform(mf.random.key(0), (2,), None), "dtype:"),
     "a figure for axes": (lambda: mf.plot.heatmap(torch.eye(2), Figure()), "ax:"),
 }
 

@@ -87,6 +87,8 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str
     missing = not_measured(rule, measures, metric=metric)
     expect_carried(rule, missing)
     if missing:
+        if {"gramian", "cross_gramian"} <= (reads_of(rule) or set()):
+            cure = "no probe measures both; wrap another rule, or use normalize(rule, by='loss')"
         raise ValueError(
             f"rule: {rule_name(rule)} reads {quoted(missing)}, but the probe measures "
             f"{quoted(measures or ()) or 'the losses alone'}; "
@@ -183,7 +185,8 @@ def expect_function(value: Any, argument: str, takes: str) -> None:
     """Raise TypeError unless `value` can be called with as many arguments as `takes` names."""
     wanted = f"{argument}: expected a function of ({takes})"
     if not callable(value):
-        raise TypeError(f"{wanted}, got {_describe(value)}")
+        cure = "; pass what makes it, not called" if type(value) in _PARTS else ""
+        raise TypeError(f"{wanted}, got {_describe(value)}{cure}")
     if torch.compiler.is_compiling():
         return
     names, signature = takes.split(", "), _signature(value)

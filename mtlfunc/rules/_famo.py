@@ -12,7 +12,7 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import MAY_BE_0, check_shape, learn, require_positive, softmax
+from .losswise import MAY_BE_0, check_shape, learn, optimizer_at, require_positive, softmax
 
 
 class FAMOState(NamedTuple):
@@ -70,10 +70,9 @@ def famo(
         >>> mf.weights(rule, torch.eye(2), losses=torch.tensor([1.0, 3.0])).tolist()
         [0.75, 0.25]
     """
-    check_scalar(lr, "lr", positive=True)
     check_scalar(decay, "decay")
     check_scalar(eps, "eps")
-    move = optimizer(lr)
+    move = optimizer_at(optimizer, lr)
 
     def losses_above(losses: Tensor, present: Tensor) -> Tensor:
         return require_positive(

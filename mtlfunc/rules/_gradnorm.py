@@ -12,7 +12,7 @@ from ..core.checks import check_scalar, poison, values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
-from .losswise import check_shape, learn, require_nonnegative
+from .losswise import check_shape, learn, optimizer_at, require_nonnegative
 
 
 class GradNormState(NamedTuple):
@@ -76,10 +76,8 @@ def gradnorm(
         [0.5, 0.5]
     """
     check_scalar(alpha, "alpha")
-    check_scalar(lr, "lr", positive=True)
-    if not 0 < floor < 1:
-        raise ValueError(f"floor: expected a number in (0, 1), got {floor}")
-    move = optimizer(lr)
+    check_scalar(floor, "floor", positive=True, below=1.0)
+    move = optimizer_at(optimizer, lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
         check_shape(reference, losses, "reference")

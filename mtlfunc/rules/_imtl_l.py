@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import optim
-from ..core.checks import check_scalar, normalized_preference, poison
+from ..core.checks import normalized_preference, poison
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import learn
+from .losswise import learn, optimizer_at
 
 
 class IMTLLState(NamedTuple):
@@ -56,8 +56,7 @@ def imtl_l(
         >>> mf.weights(imtl_l(0.01), torch.eye(2), losses=torch.tensor([1.0, 9.0])).tolist()
         [0.5, 0.5]
     """
-    check_scalar(lr, "lr", positive=True)
-    move = optimizer(lr)
+    move = optimizer_at(optimizer, lr)
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)

@@ -6,7 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_count, normalized_preference, poison, values_readable
+from ..core.checks import (
+    check_count,
+    check_tensor,
+    normalized_preference,
+    poison,
+    values_readable,
+)
 from ..core.tree import root
 from ..solvers import min_norm
 from ..solvers.default import solver_or_auto
@@ -61,6 +67,7 @@ def pareto_mtl(
     """
     check_count(search, "search", 0)
     if others is not None:
+        check_tensor(others, "others", "[vector, task]")
         good = others.ndim == 2 and others.is_floating_point()
         if good and values_readable(others):
             good = bool(

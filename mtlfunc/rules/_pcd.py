@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_scalar, poison, values_readable
+from ..core.checks import check_count, check_scalar, poison, values_readable
 from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one, precision, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
@@ -63,10 +63,11 @@ def pcd(
     else:
         check_scalar(tau, "tau")
     check_scalar(beta, "beta", below=1.0)
+    check_count(primary, "primary", 0)
     solve = solver_or_auto(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:
-        if not 0 <= primary < len(losses):
+        if primary >= len(losses):
             raise ValueError(
                 f"primary: expected one of the {len(losses)} tasks, 0 to {len(losses) - 1}, got "
                 f"{primary}"

@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import normalized_preference, poison, values_readable
+from ..core.checks import check_tensor, normalized_preference, poison, values_readable
 from ..types import Geometry, Rule, State, constructor
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading
@@ -113,6 +113,7 @@ def check_orders(orders: Tensor | None) -> None:
     """Raise unless these are integers `[task, task]` whose rows are permutations."""
     if orders is None:
         return
+    check_tensor(orders, "orders", "[task, task]")
     count = orders.shape[-1] if orders.ndim else 0
     good = orders.shape == (count, count) and not orders.is_floating_point()
     if good and values_readable(orders):

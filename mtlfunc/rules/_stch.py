@@ -61,7 +61,8 @@ def stch(
         [0.0, 1.0]
     """
     check_scalar(mu, "mu", positive=True)
-    if warmup is not None and (reference is not None or warmup[0] < 0 or warmup[1] < 1):
+    pair = isinstance(warmup, tuple | list) and len(warmup) == 2
+    if warmup is not None and not (pair and reference is None and warmup[0] >= 0 < warmup[1]):
         raise ValueError(
             f"warmup: expected (steps >= 0, steps >= 1) and no reference, got {warmup} with "
             f"reference={reference}"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_tensor, poison, values_readable
+from ..core.checks import all_present, check_scalar, check_tensor, poison, values_readable
+from ..core.expect import expect_function, expect_optimizer
 from ..core.internals import tree_map
-from ..types import Optimizer, State
+from ..types import Optimizer, Scalar, State
 
 
 def check_shape(given: Tensor | None, losses: Float[Tensor, " row"], argument: str) -> None:
@@ -73,6 +75,15 @@ def exponentiate(
     before = total(logits)
     moved = poison(moved - total(moved) + before, slope).where(present, logits)
     return (moved - before).exp().where(present, 0.0), moved
+
+
+def optimizer_at(make: Callable[[Scalar], Optimizer], lr: Scalar) -> Optimizer:
+    """The optimizer of what a rule learns; an error unless `make` makes one of a learning rate."""
+    check_scalar(lr, "lr", positive=True)
+    expect_function(make, "optimizer", "lr")
+    move = make(lr)
+    expect_optimizer(move)
+    return move
 
 
 def learn(
