@@ -308,15 +308,15 @@ def check_batch(value: Tensor, name: str) -> None:
 
 def has_finite_sum(*values: Tensor) -> bool:
     """Whether the entries have a finite sum, and so are finite; False says nothing."""
-    return math.isfinite(sum(map(_total, values)))
-
-
-def _total(value: Tensor) -> float | int:
-    if value.ndim == 1 and value.shape[0] <= 32:  # Python adds so few faster than torch would
-        return sum(value.tolist())
-    if value.ndim == 2 and value.numel() <= 16:
-        return sum(map(sum, value.tolist()))
-    return value.sum().item()
+    total = 0.0
+    for x in values:
+        if x.ndim == 1 and x.shape[0] <= 32:  # Python adds so few faster than torch would
+            total += sum(x.tolist())
+        elif x.ndim == 2 and x.numel() <= 16:
+            total += sum(map(sum, x.tolist()))
+        else:
+            total += x.sum().item()
+    return math.isfinite(total)
 
 
 def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") -> None:

@@ -428,7 +428,7 @@ def as_real(x: Any) -> Any:
 
 def real_of(params: Params) -> Params:
     """The same of leaves; `params` itself if none is complex."""
-    if True not in [x.is_complex() for x in params.values()]:
+    if True not in map(Tensor.is_complex, params.values()):
         return params
     return {name: as_real(x) for name, x in params.items()}
 

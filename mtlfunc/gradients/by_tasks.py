@@ -62,7 +62,7 @@ class ByTasks:
         places, count = tuple(places), len(uses) + len(names)
         edges = backward.some or backward.edges or ()
         one, nowhere = self.value.new_ones(()), [None] * len(places)
-        width = sum([x.numel() for x in leaves]) if views and self._is_plain(leaves) else 0
+        width = sum(map(Tensor.numel, leaves)) if views and self._is_plain(leaves) else 0
         matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > SMALL else None
         total: Params = {}
 
@@ -76,7 +76,7 @@ class ByTasks:
                 parts = [self._zeros(i) if x is None else x for i, x in enumerate(grads[:count])]
                 del grads  # the next pass takes their memory
                 if width and matrix is None:
-                    parts = [torch.cat([x.flatten() for x in parts])]
+                    parts = [torch.cat([*map(Tensor.flatten, parts)])]
                 if width and sum(map(Tensor.numel, parts)) != width:
                     raise RuntimeError(
                         "params: the .data of a parameter got another shape after the forward "

@@ -120,15 +120,17 @@ def run_backward(
     grads = (autograd_engine if Trust.private else ENGINE).run_backward(
         roots, cotangents, keep, record, places, True, accumulate_grad=False
     )
-    others = [x for x in grads if x is not None and (x.is_sparse or x.is_complex())]
-    for x in others:
-        if x.is_sparse:
+    found = [*grads]
+    for i, x in enumerate(grads):
+        if x is not None and x.is_sparse:
             raise RuntimeError(
                 f"a parameter of shape {list(x.shape)} has sparse gradients, of which no rows are "
                 "stacked and no products made, nor sums where it is not shared: make its "
                 "embedding with sparse=False"
             )
-    return [as_real(x) for x in grads] if others else grads
+        if x is not None and x.is_complex():
+            found[i] = as_real(x)
+    return found
 
 
 class Strangers:

@@ -137,7 +137,7 @@ class TaskJacobian:
         check_option(heads, "heads", (None, *weights))
         names = self.columns if heads is None else tuple(self.leaves)
         weight = None if heads is None else weights[heads]
-        asked, several = self.columns if gramian or rows else (), self.shares.union.several
+        asked, several = self.columns if gramian or rows else (), self.shares.union.size > 1
         # a Gramian of sums, and one under a metric, are of finished rows
         made = rows or self.metric is not None or several
         # of these the combination is, so that no pass follows
@@ -223,7 +223,7 @@ class TaskJacobian:
         matrix = flat_weightings(expect_weightings(weightings), forward.losses, forward.value)
         return replace(
             self, forward=forward, mix=matrix, weightings=len(matrix), scale=None,
-            left_out=frozenset(), shares=union.sums(weightings) if union.several else self.shares,
+            left_out=frozenset(), shares=union.sums(weightings) if union.size > 1 else self.shares,
         )  # fmt: skip
 
     def summed(self, group: Any) -> TaskJacobian:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -90,7 +90,7 @@ def forward_of(
     `recorded` says by the graph whether something outside may differentiate the losses, `separable`
     whether losses that were stacked may be differentiated one by one; `facts` are other fields.
     """
-    vector, aux = losses.vector, losses.aux
+    vector, aux, inside = losses.vector, losses.aux, depth() > 0
     root = gradient_edge(vector) if vector.requires_grad else None
     edges = None
     if separable and losses.shape is None:  # not the samples of weightings
@@ -102,9 +102,9 @@ def forward_of(
     places = places_of(leaves)
     graph = read_graph((root,) if edges is None else edges, places)
     outside = recorded is not None and recorded(graph)
-    if not (outside or depth()):
+    if not (outside or inside):
         vector, aux = vector.detach(), detached(aux)
-    if not (depth() or len(graph.leaf_nodes) == len(leaves)):
+    if not (inside or len(graph.leaf_nodes) == len(leaves)):
         read = [x for x in leaves if x in graph.leaf_nodes or type(leaves[x]) not in PLAIN]
         params = {name: params[name] for name in read} or params
     return Forward(
@@ -205,14 +205,17 @@ NO_GRAPH = (
 )
 
 
-def release(forwards: list[Forward]) -> None:
-    """Free the graphs of these losses, as their last pass without `retain_graph` would.
+def release(forwards: Sequence[Forward]) -> None:
+    """Free the graphs of these losses, if all may be freed, as their last pass without
+    `retain_graph` would.
 
     The nodes are visited with undefined gradients, for which they compute nothing, and once, since
     forwards may have some in common. A backward of somebody's own would be run on zeros, and a
     checkpointed part of the forward pass once more: such a graph stays until the losses are
     dropped.
     """
+    if False in [x.frees for x in forwards]:  # they may have parts in common
+        return
     freed = [
         x
         for x in forwards

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn, get_args
 
@@ -62,7 +61,7 @@ class Run:
     union: Ranks = ALONE  # of the processes that step together
     # what the processes must have in common at the first step, by name
     facts: Callable[[], dict[str, Any]] = field(default_factory=lambda: dict)
-    given: Labelling | None = None
+    given: Labelling | None = None  # of losses that exist
     combines: bool = True  # whether the answer's `combine` will be called
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]
     # = J c; None is the identity
@@ -136,7 +135,7 @@ class Run:
         Raises:
             ValueError: on every process, which says what differs where.
         """
-        if self.union.several:
+        if self.union.size > 1:
             given = {
                 "the number of tasks": len(losses),
                 "whether present= is given": counts is not None,
@@ -147,7 +146,7 @@ class Run:
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
-        with nullcontext() if self.losses is no_model else without_trace(self.params):
+        with without_trace(self.params):
             return self.forward(batch)
 
     def labels(
@@ -168,7 +167,7 @@ class Run:
 
     def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
         """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
-        if self.losses is no_model:
+        if self.given is not None:  # they cannot be called
             return []
         broken = {
             name: torch.full_like(leaf, float("nan")) if name in shared else leaf
@@ -329,7 +328,7 @@ def first_losses(
     (`hint`) a warning about a leaf there that one task alone depends on.
     """
     forward = run.first(batch)
-    if not (run.union.several and counts is not None and not bool(counts.any())):
+    if not (run.union.size > 1 and counts is not None and not bool(counts.any())):
         check_connected(forward)  # a rank without labels takes part
     losses = forward.value
     here = mask_of(counts)

@@ -27,13 +27,9 @@ class Ranks(NamedTuple):
     size: int = 1
     device: torch.device = torch.device("cpu")
 
-    @property
-    def several(self) -> bool:
-        return self.size > 1
-
     def check(self, facts: Mapping[str, Any]) -> None:
         """Raise ValueError on every rank if their facts differ."""
-        if self.several:
+        if self.size > 1:
             every: list[Any] = [None] * self.size
             mine = {name: comparable(fact) for name, fact in facts.items()}
             dist.all_gather_object(every, mine, group=self.group)
@@ -44,7 +40,7 @@ class Ranks(NamedTuple):
 
         The broadcast makes it so: no backend promises it of an all-reduce.
         """
-        if not values or not self.several:
+        if not values or self.size == 1:
             return list(values)
         flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
         dist.all_reduce(flat, group=self.group)
@@ -56,7 +52,7 @@ class Ranks(NamedTuple):
         """Gradients of the union from gradients of every process's scaled losses, in an order that
         no graph decides; the bits may differ.
         """
-        if not grads or not self.several:
+        if not grads or self.size == 1:
             return grads
         order = sorted(grads)
         flat = torch.cat([grads[name].detach().flatten() for name in order])
@@ -67,7 +63,7 @@ class Ranks(NamedTuple):
 
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
-        if not self.several:
+        if self.size == 1:
             return mine
         (found,) = self.add(torch.tensor([float(name in mine) for name in every]))
         return {name for name, count in zip(every, found.tolist(), strict=True) if count}
@@ -77,7 +73,7 @@ class Ranks(NamedTuple):
         or equal parts without any.
         """
         here = None if counts is None else mask_of(counts)
-        if not self.several:
+        if self.size == 1:
             return Shares(self, 1.0, 1.0, here, here)
         if counts is None:
             return Shares(self, 1 / self.size, 1 / self.size, None, None)
@@ -94,7 +90,7 @@ class Ranks(NamedTuple):
         some process has `weightings` [task, *losses] other than 0 of it.
         """
         present = weightings.detach().flatten(1).any(1)
-        if self.several:
+        if self.size > 1:
             present = self.add(present.to(torch.float32))[0] > 0
         return Shares(self, 1.0, 1.0, None, present)
 
@@ -118,7 +114,7 @@ class Shares(NamedTuple):
             raise ValueError(
                 f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
             )
-        if not (self.here is None and self.share == 1.0) and self.union.several:
+        if not (self.here is None and self.share == 1.0) and self.union.size > 1:
             share = _as(self.share, losses)
             return share if self.here is None else share.where(self.here, 0.0)
         return None if self.here is None or all_present(self.here) else self.here.to(losses)
@@ -171,7 +167,7 @@ class Shares(NamedTuple):
 
     def totals(self, found: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
-        if not self.union.several:
+        if self.union.size == 1:
             return found, list(more)
         losses, share = found.losses, _as(self.loss_share, found.losses)
         if self.here is not None and self.present is not None:
@@ -194,7 +190,7 @@ class Shares(NamedTuple):
 
     def part(self, losses: Tensor) -> Tensor | None:
         """`[task]`, what makes other losses of this batch the union's, by `of_union`."""
-        return _as(self.share, losses).clone() if self.union.several else None
+        return _as(self.share, losses).clone() if self.union.size > 1 else None
 
 
 def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
@@ -238,7 +234,7 @@ WHOLE = ALONE.shares(None)
 
 def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
     """The union's losses `[task]` from every process's and its shares `[task]`."""
-    if not union.several:
+    if union.size == 1:
         return losses
     return union.add(losses.where(share > 0, 0.0) * share.to(losses))[0]
 

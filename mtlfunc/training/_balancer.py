@@ -1,6 +1,6 @@
 """The same rules, probes and engine on losses that exist already, in a stock training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, NamedTuple, get_args
@@ -16,6 +16,7 @@ from ..core.expect import expect_measured, expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
 from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
+from ..gradients.run import release
 from ..probes.last_losses import observed
 from ..processes import (
     Group,
@@ -53,7 +54,7 @@ class Answer(NamedTuple):
     live: Live  # the forward passes behind the losses
     info: Info
     part: Tensor | None  # as in `TaskGradients`
-    gradient: Callable[[], Params]
+    gradient: Params  # if it is wanted
     kept: Memory
 
 
@@ -198,17 +199,16 @@ class Balancer:
             raise ValueError(f"retain_graph: {IN_TURN}")
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings, combines=True, keeps=retain_graph)
-            live, leaves, union = found.live, found.live.run.params, found.live.run.union
-            with no_autocast(leaves), live.no_writes():
-                grads = found.gradient()
+            live, grads, run = found.live, found.gradient, found.live.run
+            leaves, union, present = run.params, run.union, run.labels(None, live.batch)
             reached = union.names(live.reached, list(leaves))
-            if (present := live.given.present) is not None:
+            if present is not None:
                 # of a vector the graph does not say which entry reads a leaf: its gradient does
                 theirs = (reached_by(x, present == 0) for x in live.forwards)
                 unsure = union.names(set[str]().union(*theirs), list(leaves))
                 reached = {x for x in reached if x not in unsure or bool(grads[x].any())}
             # before `.grad` is written: a hook on it may move the parameters
-            live.release()
+            release(live.forwards)
             accumulate({k: x for k, x in leaves.items() if k in reached}, grads, fresh=live.fresh)
             self._kept = found.kept
         if not retain_graph:
@@ -360,7 +360,7 @@ class Balancer:
             )
         kept = self._kept
         union = union_of(self._probe.group, self._leaves.params)
-        if union.several:
+        if union.size > 1:
             refuse_join(self._given)
         live = live_step(
             self._leaves, losses, present, weightings, kept.tasks, union, combines=combines,
@@ -375,11 +375,12 @@ class Balancer:
             info, rule_after, gradient = weigh(
                 self._rule, measured, rule_state, live.tasks, self._reduction
             )
-        if kept.states is None:
-            # whatever decides them: a rule may hold what no rank can compare
-            union.check({"weights (the rule's answer)": info.weights})
+            if kept.states is None:
+                # whatever decides them: a rule may hold what no rank can compare
+                union.check({"weights (the rule's answer)": info.weights})
+            grads = gradient() if combines else {}
         kept = Memory(live.tasks, (probe_after, rule_after))
-        return Answer(live, info, measured.part, gradient, kept)
+        return Answer(live, info, measured.part, grads, kept)
 
     def _started(self, live: Live) -> tuple[State, State]:
         """The states before the first losses, or those that were loaded."""
@@ -397,8 +398,9 @@ class Balancer:
             } | describe_params(leaves)
 
         # no name of a graph in `facts`, which would hold it
-        tasks, leaves, alike = live.tasks, live.run.params, live.given.weightings is None
-        asked = replace(live.run, facts=facts)
+        run, tasks, leaves = live.run, live.tasks, live.run.params
+        alike = run.weightings(None, live.batch) is None
+        asked = replace(run, facts=facts)
         root = random.key(self._key, live.forwards[0].value.device)
         first, probe_state = self._stepped.init(asked, live.batch, random.fold_in(root, 0))
         if loaded is not None:

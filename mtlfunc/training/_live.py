@@ -15,7 +15,7 @@ from ..core.checks import REQUIRES_GRAD, check_params, values_readable
 from ..core.hooks import Handles
 from ..core.tree import select, trained
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
-from ..gradients.run import NO_GRAPH, Forward, live, release
+from ..gradients.run import NO_GRAPH, Forward, live
 from ..probes.common import EXPECTED, Labelling, Labels, Run, labels_of, no_model, of_labelled
 from ..processes import Ranks
 from ..types import Batch, Heads, Params, Probe
@@ -69,10 +69,10 @@ class ModuleLeaves:
         """The leaves, and the forward passes behind losses, whose graphs this step `keeps`."""
         leaves = self.leaves()
         found = [live(each, leaves) for each in parsed]
-        if any(foreign_parameters(x.graph, leaves) for x in found):
+        if foreign_parameters([x.graph for x in found], leaves):
             leaves = self.leaves(again=True)
             found = [live(each, leaves) for each in parsed]
-            check_outside(found, leaves)
+            check_outside([x.graph for x in found], leaves)
         return leaves, tuple([self._looked_at(x, keeps) for x in found])
 
     def _looked_at(self, forward: Forward, keeps: bool) -> Forward:
@@ -87,18 +87,12 @@ class Live(NamedTuple):
     """One step on losses that exist."""
 
     run: Run
-    given: Labelling  # the labels and weightings that came with them
     batch: Forward | tuple[Forward, ...]  # what the probe is given: one forward pass, or several
     forwards: tuple[Forward, ...]
     tasks: Tasks
     reached: set[str]  # leaves on which a loss of a task with labels depends
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
-
-    def release(self) -> None:
-        """Free the graphs, if they may be."""
-        if all(x.frees for x in self.forwards):  # they may have parts in common
-            release(list(self.forwards))
 
     def no_writes(self) -> AbstractContextManager[Any]:
         """Raise if a backward of one's own writes `.grad`, as a reentrant checkpoint's does."""
@@ -152,21 +146,20 @@ def live_step(
     forwards = tuple([replace(x, in_turn=in_turn) for x in forwards]) if in_turn else forwards
     reached = set[str]().union(*[reached_by(x, present) for x in forwards])
     # a rank without labels takes part, and functions none of which was called have no graph
-    idle = (union.several or in_turn) and present is not None and not bool(present.any())
+    idle = (union.size > 1 or in_turn) and present is not None and not bool(present.any())
     if idle:
         forwards = tuple([replace(x, reached=True) for x in forwards])
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
         raise ValueError(NO_GRAPH)
-    given = Labelling(present, weightings)
     run = Run(
-        _existing, leaves, no_model, union, dict, given, combines=combines,
+        _existing, leaves, no_model, union, dict, Labelling(present, weightings), combines=combines,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
     )  # fmt: skip
     # what somebody's own backward or hook returns may be kept by them
     custom = True in [x.graph.has_custom_backward for x in forwards]
     fresh, batch = in_turn is not None, forwards if several else forwards[0]
-    fresh = fresh or not (custom or any(x.hooked for x in forwards))
-    return Live(run, given, batch, forwards, tasks, reached, custom, fresh)
+    fresh = fresh or not (custom or True in [x.hooked for x in forwards])
+    return Live(run, batch, forwards, tasks, reached, custom, fresh)
 
 
 def _existing(batch: Batch) -> Forward:
