@@ -97,7 +97,7 @@ def test_mapped_and_compiled_steps_are_their_loops(options, rule):
 
 
 def test_labels_of_another_number_of_tasks_are_refused():
-    words = "^present: 2 entries, and weightings= has 3 rows, the tasks; give one entry for every"
+    words = "^present: expected one entry per task, 3, got 2"
     probe: Any = mf.jacobian(**BOTH)  # pyright: ignore
     net, step = nn.ParameterDict(PARAMS), mf.balance(by_sample, mf.mgda(), probe)
     with pytest.raises(ValueError, match=words):

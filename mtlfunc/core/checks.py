@@ -330,12 +330,12 @@ def check_vector(value: Tensor, like: Tensor, name: str, of: str = "gramian") ->
     check_finite(value, name)
 
 
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise unless this is None or a floating dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(
-            f"gramian_dtype: expected None or a floating dtype such as torch.float64, got {dtype!r}"
-        )
+def check_dtype(dtype: Any, name: str, *, none: bool = False) -> None:
+    """Raise TypeError unless this is a floating dtype, or None if that is allowed."""
+    floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    if not (floating or (none and dtype is None)):
+        kind = "None or a floating dtype" if none else "a floating dtype"
+        raise TypeError(f"{name}: expected {kind} such as torch.float64, got {dtype!r}")
 
 
 def check_finite(value: Tensor, name: str, tasks: Any = (), cures: str = "") -> None:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .checks import is_readable
+from .checks import check_dtype, is_readable
 
 __all__ = ["draw", "fold_in", "key", "normal", "permutation", "stream", "uniform"]
 __dir__: Any = __all__.copy  # for completion: public names alone
@@ -154,7 +154,7 @@ def uniform(
         >>> bool(((0 <= x) & (x < 1)).all())
         True
     """
-    _expect_floating(dtype)
+    check_dtype(dtype, "dtype")
     digits = 1 - round(math.log2(torch.finfo(dtype).eps))  # more would round up to 1
     return (_bits(key, shape, digits).to(torch.float64) * 2.0**-digits).to(dtype)
 
@@ -176,7 +176,7 @@ def normal(
         >>> normal(key(0), (2, 3)).shape
         torch.Size([2, 3])
     """
-    _expect_floating(dtype)
+    check_dtype(dtype, "dtype")
     middle = (_bits(key, shape, 53).to(torch.float64) + 0.5) * 2.0**-52
     return (torch.erfinv(middle - 1) * math.sqrt(2)).to(dtype)
 
@@ -208,11 +208,6 @@ def permutation(key: Int[Tensor, ""], n: int, rows: int | None = None) -> Int[Te
 
 _MOST_COMPARED = 128
 """Up to so many numbers a compiled program compares each with all instead of sorting them."""
-
-
-def _expect_floating(dtype: Any) -> None:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"dtype: expected a floating dtype such as torch.float32, got {dtype!r}")
 
 
 def _expect_key(x: Any) -> None:

@@ -197,7 +197,7 @@ def _by_sample(
     """Losses of samples as they came, and their pass split by sample, or a row of every entry."""
     check_params(params)
     check_option(engine, "engine", get_args(Engine))
-    check_dtype(dtype)
+    check_dtype(dtype, "gramian_dtype", none=True)
     names, apart = select(params, shared), engine != "rows" and not torch.compiler.is_compiling()
 
     def flat_losses(out: Any) -> Losses:

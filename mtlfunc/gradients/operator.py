@@ -132,11 +132,12 @@ class TaskJacobian:
             RuntimeError: under autocast, which would round the products.
         """
         check_autocast(self.leaves, "methods of a TaskJacobian")
-        check_dtype(dtype)
-        weights = weights_of(self.weightings or len(self.forward.value))
-        check_option(heads, "heads", (None, *weights))
-        names = self.columns if heads is None else tuple(self.leaves)
-        weight = None if heads is None else weights[heads]
+        check_dtype(dtype, "gramian_dtype", none=True)
+        # every task's weight in the gradient of heads; None where the rule's counts
+        mean = 1 / (self.weightings or len(self.forward.value))
+        weights = {None: None, "plain": mean, "own": 1.0, "weighted": None}
+        check_option(heads, "heads", [*weights])
+        weight, names = weights[heads], self.columns if heads is None else tuple(self.leaves)
         asked, several = self.columns if gramian or rows else (), self.shares.union.size > 1
         # a Gramian of sums, and one under a metric, are of finished rows
         made = rows or self.metric is not None or several
@@ -399,11 +400,6 @@ def with_zeros(leaves: Params, grads: Params, names: Iterable[str], *rows: int) 
     real = real_of({name: leaves[name].detach() for name in left})
     grads = grads | {name: x.new_zeros((*rows, *x.shape)) for name, x in real.items()}
     return {name: grads[name] for name in names}
-
-
-def weights_of(count: int) -> dict[Heads, float | None]:
-    """Every task's weight in the gradient of heads; None where the rule's counts."""
-    return {"plain": 1 / count, "own": 1.0, "weighted": None}
 
 
 def task_jacobian(

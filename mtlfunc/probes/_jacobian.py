@@ -17,11 +17,11 @@ from ..gradients.operator import Engine
 from ..processes import Group, check_group
 from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
 from .common import (
+    HEADS,
     Present,
     Run,
     Weightings,
     answered,
-    check_heads,
     check_memory,
     check_present,
     first_losses,
@@ -174,7 +174,7 @@ def row_probe(
     """`jacobian`, or a relative that edits the rows with a state, without mix, mask, weightings."""
     check_option(engine, "engine", get_args(Engine))
     check_count(chunk_size, "chunk_size", none=True)
-    check_heads(heads)
+    check_option(heads, "heads", HEADS)
     check_present(present)
     check_group(group)
     if group is not None:

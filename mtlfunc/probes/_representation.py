@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, depth, is_differentiated, values_readable
+from ..core.checks import check_option, check_params, depth, is_differentiated, values_readable
 from ..core.expect import expect_function
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -21,10 +21,10 @@ from ..gradients.safe_ops import SafeOps
 from ..processes import ALONE, Group, check_group, mask_of
 from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
 from .common import (
+    HEADS,
     Present,
     Run,
     answered,
-    check_heads,
     check_memory,
     check_present,
     first_losses,
@@ -96,7 +96,7 @@ def representation(
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
     check_present(present)
-    check_heads(heads)
+    check_option(heads, "heads", HEADS)
     check_group(group)
     shared = fixed(shared)
 
@@ -107,7 +107,7 @@ def representation(
         counts = run.labels(present, batch, counts=group is not None)
         forward = run.first(batch)
         losses, tasks = forward.value, forward.losses.tasks
-        mask = mask_of(counts)
+        mask = mask_of(counts, len(losses))
         losses = losses if mask is None else losses.where(mask, 0.0)
         if values_readable(batch, params):
             _check_functions(encode, decode, params, batch, names, shared, mask, tasks, losses)

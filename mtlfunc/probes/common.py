@@ -12,7 +12,6 @@ from ..core.checks import (
     all_present,
     check_finite,
     check_losses,
-    check_option,
     inside_transform,
     is_readable,
     user_level,
@@ -194,13 +193,9 @@ def _refuse(name: str) -> NoReturn:
 
 def of_labelled(weightings: Tensor, labels: Tensor | None) -> Tensor:
     """Weightings whose rows are 0 for tasks without `labels` [task]; None is all."""
-    if (here := mask_of(labels)) is None:
+    here = mask_of(labels, len(weightings))
+    if here is None:
         return weightings
-    if len(here) != len(weightings):
-        raise ValueError(
-            f"present: {len(here)} entries, and weightings= has {len(weightings)} rows, the tasks; "
-            "give one entry for every row"
-        )
     return weightings.where(here.reshape(-1, *[1] * (weightings.ndim - 1)), 0.0)
 
 
@@ -231,17 +226,14 @@ def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool)
     return checked_labels(present, counts=counts)
 
 
+HEADS = (None, *get_args(Heads))
+"""What probes take as `heads`; None is the rule's."""
+
 EXPECTED = (
     "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars, those of "
     "samples reduced to one number each, for instance with .mean(); with mtlfunc.double_sampling a "
     "tuple of two or three of these"
 )
-
-
-def check_heads(heads: Heads | None) -> None:
-    """Raise for an unknown gradient of the parameters that are not shared; None is the rule's."""
-    if heads is not None:
-        check_option(heads, "heads", get_args(Heads))
 
 
 def check_present(present: Present | None) -> None:
@@ -331,13 +323,8 @@ def first_losses(
     if not (run.union.size > 1 and counts is not None and not bool(counts.any())):
         check_connected(forward)  # a rank without labels takes part
     losses = forward.value
-    here = mask_of(counts)
-    if here is not None:
-        if here.shape != losses.shape:
-            raise ValueError(
-                f"present: expected one entry per task, {losses.shape[0]}, got {here.shape[0]}"
-            )
-        losses = losses.where(here, 0.0)
+    here = mask_of(counts, len(losses))
+    losses = losses if here is None else losses.where(here, 0.0)
     refuse_constant(forward, here)
     check_losses(losses, forward.losses.names)
     if not values_readable(batch, run.params, losses):

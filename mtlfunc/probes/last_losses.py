@@ -65,10 +65,7 @@ def second_evaluation(probe: Probe) -> Probe:
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses, inner = probe.init(run, batch, key)
-        rows = losses.shape[-1:]
-        nobody = losses.new_zeros(rows, dtype=torch.bool)
-        zeros, ones = losses.new_zeros(rows), losses.new_ones(rows)
-        return losses, SecondEvaluationState(inner, _copied(batch), zeros, nobody, ones)
+        return losses, SecondEvaluationState(inner, _copied(batch), *_no_step(losses))
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
@@ -98,10 +95,8 @@ def observed(probe: Probe) -> Probe:
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses, inner = probe.init(run, batch, key)
-        zeros = losses.new_zeros(losses.shape[-1:])
-        nobody, due = torch.zeros_like(zeros, dtype=torch.bool), torch.zeros((), dtype=torch.bool)
-        ones = torch.ones_like(zeros)
-        return losses, ObservedState(inner, zeros, nobody, ones, zeros.clone(), due)
+        zeros, due = losses.new_zeros(losses.shape[-1:]), torch.zeros((), dtype=torch.bool)
+        return losses, ObservedState(inner, *_no_step(losses), zeros, due)
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, ObservedState))
@@ -118,6 +113,13 @@ def observed(probe: Probe) -> Probe:
 
     measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures)
+
+
+def _no_step(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses, tasks and shares to keep before the first step."""
+    rows = losses.shape[-1:]
+    nobody = losses.new_zeros(rows, dtype=torch.bool)
+    return losses.new_zeros(rows), nobody, losses.new_ones(rows)
 
 
 def _measured(

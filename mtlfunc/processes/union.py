@@ -72,7 +72,7 @@ class Ranks(NamedTuple):
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
         or equal parts without any.
         """
-        here = None if counts is None else mask_of(counts)
+        here = mask_of(counts)
         if self.size == 1:
             return Shares(self, 1.0, 1.0, here, here)
         if counts is None:
@@ -110,14 +110,11 @@ class Shares(NamedTuple):
         Raises:
             ValueError: for labels of another number of tasks.
         """
-        if self.here is not None and self.here.shape != losses.shape:
-            raise ValueError(
-                f"present: expected one entry per task, {losses.shape[0]}, got {self.here.shape[0]}"
-            )
-        if not (self.here is None and self.share == 1.0) and self.union.size > 1:
+        here = mask_of(self.here, len(losses))
+        if not (here is None and self.share == 1.0) and self.union.size > 1:
             share = _as(self.share, losses)
-            return share if self.here is None else share.where(self.here, 0.0)
-        return None if self.here is None or all_present(self.here) else self.here.to(losses)
+            return share if here is None else share.where(here, 0.0)
+        return None if here is None or all_present(here) else here.to(losses)
 
     def left_out(self) -> frozenset[int]:
         """Tasks without labels whose separate losses need no pass, as far as that can be seen."""
@@ -222,8 +219,14 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
     return Ranks(group, dist.get_rank(group), size, device) if size > 1 else ALONE
 
 
-def mask_of(counts: Tensor | None) -> Tensor | None:
-    """Bool[task] from labels, or from numbers of them; None is all."""
+def mask_of(counts: Tensor | None, tasks: int | None = None) -> Tensor | None:
+    """Bool[task] from labels, or from numbers of them; None is all.
+
+    Raises:
+        ValueError: for labels of another number of tasks, where that is known.
+    """
+    if counts is not None and tasks not in (None, len(counts)):
+        raise ValueError(f"present: expected one entry per task, {tasks}, got {len(counts)}")
     return counts if counts is None or counts.dtype == torch.bool else counts > 0
 
 

@@ -15,6 +15,7 @@ from ..gradients.levels import run_backward
 from ..gradients.losses import Losses, Tasks
 from ..gradients.operator import Measurement, TaskJacobian
 from ..gradients.run import live
+from ..processes import mask_of
 from ..types import Params, Rows
 from ._given import check_outside, no_autocast
 
@@ -83,9 +84,8 @@ def differentiated_in_turn(
     every task has a row.
     """
     named = isinstance(tasks, dict)
-    here = [True] * len(tasks) if present is None else [count > 0 for count in present.tolist()]
-    if len(here) != len(tasks):
-        raise ValueError(f"present: expected one entry per task, {len(tasks)}, got {len(here)}")
+    mask = mask_of(present, len(tasks))
+    here = [True] * len(tasks) if mask is None else mask.tolist()
     some = {name: as_real(leaves[name].detach()) for name in shared}
     rows = {name: x.new_zeros(len(tasks), *x.shape) for name, x in some.items()}
     losses: dict[Any, Tensor] = {}
