@@ -22,7 +22,7 @@ F64 = torch.float64
 SLIPS = {
     "factory with arguments": (mf.cagrad, r"function cagrad itself; call it, cagrad\(\.\.\.\)"),
     "factory": (mf.mgda, r"function mgda itself; call it, mgda\("),
-    "name": ("cagrad", r"such as mtlfunc\.cagrad\(0\.4\), not a name"),
+    "name": ("cagrad", r"such as mtlfunc\.cagrad\(0\.4\), got 'cagrad'"),
     "probe": (mf.losses_only(), "got a probe; the order is"),
     "torch optimizer": (torch.optim.SGD([torch.zeros(1)], lr=0.1), r"got torch\.optim\.SGD"),
     "torch optimizer class": (torch.optim.Adam, r"got torch\.optim\.Adam"),

@@ -28,8 +28,6 @@ def _expect(part: type, value: Any) -> None:
     argument, such = noun.split()[1], f"expected {noun}, such as {example}"
     if isinstance(value, part):
         raise TypeError(f"{argument}: init and update of {noun} must be functions, got {value}")
-    if isinstance(value, str):
-        raise TypeError(f"{argument}={value!r}: {such}, not a name")
     kind = value if isinstance(value, type) else type(value)
     if issubclass(kind, torch.optim.Optimizer):
         raise TypeError(
@@ -231,4 +229,5 @@ def expect_state(value: Any, kind: type, maker: str) -> None:
 def _describe(value: Any) -> str:
     if type(value) in _PARTS:
         return _PARTS[type(value)][0]
-    return "None" if value is None else f"an object of type {type(value).__name__}"
+    named = value is None or isinstance(value, str)
+    return repr(value) if named else f"an object of type {type(value).__name__}"

@@ -19,7 +19,7 @@ def is_hooked(raw: Any) -> bool:
 
 def has_saved_hooks(nodes: Collection[Node]) -> bool:
     """Whether a hook brings something back; where torch does not tell, a checkpoint."""
-    return any(True for _ in _hooks(nodes)) if tells_hooks else has_checkpoint(nodes)
+    return next(_hooks(nodes), None) is not None if tells_hooks else has_checkpoint(nodes)
 
 
 def has_checkpoint(nodes: Collection[Node]) -> bool:

@@ -7,8 +7,8 @@ of the samples have the rows A R, and their combination with weights w is one pr
 Σ_i v_i X_iᵀΔ_i with v = Aᵀw.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,19 +35,14 @@ class BySamples:
     groups: tuple[Deltas, ...]  # the plan's
     dtype: torch.dtype | None  # of a Gramian; None is the parameters' own, at least float32
 
-    def with_plan(self, plan: Plan) -> "BySamples":
-        """The same pass under a plan of some of its groups."""
-        found = {each.group.name: each for each in self.groups}
-        return replace(self, plan=plan, groups=tuple(found[group.name] for group, _ in plan.tapped))
-
-    def products(self, biases: Mapping[str, str]) -> Iterator[tuple[Deltas, Form, bool]]:
-        """The groups with a part of their own in a Gramian, and whether it is that of their calls'
-        bias as well.
+    def products(self, of: Collection[str]) -> Iterator[tuple[Deltas, Form, bool]]:
+        """The groups `of` some leaves with a part of their own in a Gramian, and whether it is that
+        of their calls' bias as well.
         """
-        weights = set(biases.values())
+        biases = Plan(tuple([pair for pair in self.plan.tapped if pair[0].leaf in of])).biases
         for each, (group, form) in zip(self.groups, self.plan.tapped, strict=True):
-            if group.name not in biases:
-                yield each, form, group.name in weights
+            if group.leaf in of and group.name not in biases:
+                yield each, form, group.name in biases.values()
 
     def passed(self, names: Sequence[str], cotangents: Tensor, chunk: int | None = None) -> Rows:
         """Rows of leaves that also other nodes read, by one pass a cotangent."""
@@ -121,11 +116,8 @@ class BySamples:
         # Weightings may leave little of what samples have in common: products of samples are wider
         # than what is left of them.
         wide, most = self.wide, widest(matrix.device.type)
-        asked = set(shared).difference(rows)
-        tapped = tuple(pair for pair in self.plan.tapped if pair[0].leaf in asked)
-        side = self.with_plan(Plan(tapped))
         blocks, mix, halves = [], matrix.to(wide), False
-        for each, form, biased in side.products(side.plan.biases):
+        for each, form, biased in self.products(set(shared).difference(rows)):
             if form == "mixed":
                 mixed = each.rows(wide, mix)
                 parts.append(inner_products(mixed, mixed))
@@ -181,7 +173,7 @@ def gramian_of_samples(side: BySamples) -> Tensor:
     with recording(side.backward):
         parts = [
             each.block(form, side.wide, side.wide, biased=biased)
-            for each, form, biased in side.products(side.plan.biases)
+            for each, form, biased in side.products(side.backward.params)
         ]
     if side.plan.rows:
         rows = side.left()
@@ -194,7 +186,7 @@ def squares_of_samples(side: BySamples) -> Tensor:
     with recording(side.backward):
         parts = [
             each.squares(side.wide, biased=biased)
-            for each, _, biased in side.products(side.plan.biases)
+            for each, _, biased in side.products(side.backward.params)
         ]
     if side.plan.rows:
         found = []

@@ -167,7 +167,7 @@ class ByPullback(NamedTuple):
 def rows_of(matrix: Tensor, params: Params, names: Sequence[str]) -> Rows:
     """Views of J, leaf by leaf: `{name: [task, *shape]}`."""
     shapes = [params[name].shape for name in names]
-    parts = matrix.split_with_sizes([shape.numel() for shape in shapes], 1)
+    parts = matrix.split_with_sizes([*map(torch.Size.numel, shapes)], 1)
     return {
         name: part if len(shape) == 1 else part.view(len(matrix), *shape)
         for name, shape, part in zip(names, shapes, parts, strict=True)
