@@ -341,54 +341,35 @@ def dot(
     return total
 
 
-def metric_dot(
-    left: Rows, scale: Params, carried: Params, right: Rows, names: Iterable[str],
-    dtype: torch.dtype | None = None,
-) -> Float[Tensor, "rows other"]:  # fmt: skip
-    """Inner products in a diagonal metric, and of one more vector as the last row.
+CHUNK = 2**16
+"""Coordinates in a metric at a time."""
+
+
+def gramians(
+    left: Rows, right: Rows, metric: Metric | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows in a diagonal metric, which is
+    0-d where it is one number; J J₂ᵀ and None without one. `dtype`: as in `dot`.
 
     Some coordinates at a time, which stay in the cache: the rows are read once.
-
-    Args:
-        left: `{name: [row, *shape]}`.
-        scale: the metric P, `{name: [*shape]}`, or 0-d.
-        carried: c, `{name: [*shape]}`, of some of the leaves.
-        right: `{name: [other, *shape]}`.
-        names, dtype: as in `dot`.
-
-    Returns:
-        `[row + 1, other]`: left · P · rightᵀ above c · rightᵀ.
     """
+    if metric is None:
+        return dot(left, right, left, dtype), None
     parts = []
-    for name in names:
-        one, other = left[name], right[name]
+    for name, one in left.items():
+        other = right[name]
         wide = dtype or torch.promote_types(one.dtype, torch.float32)
-        c = carried.get(name, one.new_zeros(()))
+        c = metric.carried.get(name, one.new_zeros(()))
         flat = [
             one.reshape(one.shape[0], -1),
-            *(x.expand(one.shape[1:]).flatten() for x in (scale[name], c)),
+            *(x.expand(one.shape[1:]).flatten() for x in (metric.scale[name], c)),
             other.reshape(other.shape[0], -1),
         ]
         for a, p, c, b in zip(*(x.split(CHUNK, -1) for x in flat), strict=True):
             other = b.to(wide)
             products = (a.to(wide) * p.to(wide)) @ other.mT, other @ c.to(wide)
             parts.append(torch.cat([products[0], products[1][None]]))
-    return torch.stack(parts).sum(0)
-
-
-CHUNK = 2**16
-"""Coordinates of `metric_dot` at a time."""
-
-
-def gramians(
-    left: Rows, right: Rows, metric: Metric | None = None, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """J P J₂ᵀ `[row, other]` and J₂ c `[other]` of two sets of rows; J J₂ᵀ and None without a
-    metric. `dtype`: as in `dot`.
-    """
-    if metric is None:
-        return dot(left, right, left, dtype), None
-    found = metric_dot(left, metric.scale, metric.carried, right, left, dtype)
+    found = torch.stack(parts).sum(0)
     gramian, carried = found[:-1], found[-1]
     return 0.5 * (gramian + gramian.mT) if right is left else gramian, carried
 

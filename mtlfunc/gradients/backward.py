@@ -93,10 +93,9 @@ class Backward:
         """One pass, None where `root` does not depend on a place."""
         record, keep, every = self.record or self.anyway, self.keep, places + self.asked
         grads = run_backward(root, cotangent, every, keep=keep, record=record)[: len(places)]
-        if self.record:
+        if self.record or not self.anyway:
             return grads
-        # it was recorded for its own sake, or somebody's own backward returns a parameter
-        return [x.detach() if x is not None and x.requires_grad else x for x in grads]
+        return [x if x is None else x.detach() for x in grads]  # recorded for its own sake
 
     def each(
         self, cotangents: Tensor, targets: Sequence[Target], chunk_size: int | None = None

@@ -108,7 +108,8 @@ def run_backward(
     places: tuple[Place, ...], *, keep: bool = True, record: bool = False,
 ) -> Sequence[Tensor | None]:  # fmt: skip
     """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
-    pass; complex derivatives, of leaves, as two real ones. `keep`: the graph.
+    pass; complex derivatives, of leaves, as two real ones. `keep`: the graph. What is not recorded
+    requires no grad, though somebody's own backward may return a parameter.
 
     Raises:
         RuntimeError: for a sparse one, of which no products are made.
@@ -128,8 +129,8 @@ def run_backward(
                 "stacked and no products made, nor sums where it is not shared: make its "
                 "embedding with sparse=False"
             )
-        if x is not None and x.is_complex():
-            found[i] = as_real(x)
+        if x is not None and (x.is_complex() or (x.requires_grad and not record)):
+            found[i] = as_real(x if record else x.detach())
     return found
 
 

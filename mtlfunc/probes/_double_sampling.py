@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import all_rows_mask, check_option, check_params
+from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
 from ..gradients.operator import Measurement
 from ..gradients.run import Forward
-from ..processes import Group, check_group
+from ..processes import Group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import EXPECTED, HEADS, Run, check_memory, first_losses, fixed
+from .common import EXPECTED, Run, check_memory, checked, first_losses
 
 
 @constructor
@@ -59,9 +59,7 @@ def double_sampling(
         >>> probe.update(mf.Run.of(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    check_option(heads, "heads", HEADS)
-    check_group(group)
-    shared = fixed(shared)
+    shared = checked(shared, heads, None, group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params)

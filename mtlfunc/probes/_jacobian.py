@@ -14,19 +14,17 @@ from ..core.checks import check_count, check_option, check_params
 from ..core.expect import expect_function
 from ..core.tree import gramians, real_of, same_shapes, select
 from ..gradients.operator import Engine
-from ..processes import Group, check_group
+from ..processes import Group
 from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
 from .common import (
-    HEADS,
     Present,
     Run,
     Weightings,
     answered,
     check_memory,
-    check_present,
+    checked,
     first_losses,
     first_of_weightings,
-    fixed,
     of_labelled,
 )
 from .masks import EditRows, graddrop
@@ -174,12 +172,9 @@ def row_probe(
     """`jacobian`, or a relative that edits the rows with a state, without mix, mask, weightings."""
     check_option(engine, "engine", get_args(Engine))
     check_count(chunk_size, "chunk_size", none=True)
-    check_option(heads, "heads", HEADS)
-    check_present(present)
-    check_group(group)
+    shared = checked(shared, heads, present, group)
     if group is not None:
         _expect_rows(engine, "products of two processes' gradients (group=) need them")
-    shared = fixed(shared)
 
     def labels(run: Run, batch: Batch) -> Tensor | None:
         counts = run.labels(present, batch, counts=group is not None)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.checks import check_params
-from ..processes import Group, check_group
+from ..processes import Group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
-from .common import Present, Run, check_leak, check_memory, check_present, first_losses
+from .common import Present, Run, check_leak, check_memory, checked, first_losses
 
 
 @constructor
@@ -35,8 +35,7 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         >>> step.update(params, (), step.init(params, ()))[0]["x"].item()
         2.0
     """
-    check_present(present)
-    check_group(group)
+    checked("*", None, present, group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params, mixed=group is None)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_option, check_params, depth, is_differentiated, values_readable
+from ..core.checks import check_params, depth, is_differentiated, values_readable
 from ..core.expect import expect_function
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp, without_trace
@@ -18,18 +18,9 @@ from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import observe
 from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
-from ..processes import ALONE, Group, check_group, mask_of
+from ..processes import ALONE, Group, mask_of
 from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import (
-    HEADS,
-    Present,
-    Run,
-    answered,
-    check_memory,
-    check_present,
-    first_losses,
-    fixed,
-)
+from .common import Present, Run, answered, check_memory, checked, first_losses
 
 Encode = Callable[[Params, Batch], Any]
 """The trunk: a tensor, or a dict of tensors."""
@@ -95,10 +86,7 @@ def representation(
     """
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
-    check_present(present)
-    check_option(heads, "heads", HEADS)
-    check_group(group)
-    shared = fixed(shared)
+    shared = checked(shared, heads, present, group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         params = run.params

@@ -12,6 +12,7 @@ from ..core.checks import (
     all_present,
     check_finite,
     check_losses,
+    check_option,
     inside_transform,
     is_readable,
     user_level,
@@ -23,7 +24,7 @@ from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
 from ..gradients.operator import Measurement, TaskJacobian
 from ..gradients.run import Forward, TracedForward, check_connected, run
-from ..processes import ALONE, Ranks, mask_of
+from ..processes import ALONE, Group, Ranks, check_group, mask_of
 from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Select, TaskGradients
 
 Present = Callable[[Batch], Tensor]
@@ -226,9 +227,6 @@ def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool)
     return checked_labels(present, counts=counts)
 
 
-HEADS = (None, *get_args(Heads))
-"""What probes take as `heads`; None is the rule's."""
-
 EXPECTED = (
     "losses: expected one batch's, a vector [task], or a tuple, list or dict of scalars, those of "
     "samples reduced to one number each, for instance with .mean(); with mtlfunc.double_sampling a "
@@ -236,21 +234,19 @@ EXPECTED = (
 )
 
 
-def check_present(present: Present | None) -> None:
-    """Raise unless `present` is None or a function of the batch."""
+def checked(shared: Select, heads: Heads | None, present: Present | None, group: Group) -> Select:
+    """`shared` for every step: an iterator is used up by the first, and a module is no function of
+    a probe; an error for other options that no probe takes.
+    """
+    check_option(heads, "heads", (None, *get_args(Heads)))
     if present is not None:
         expect_function(present, "present", "batch")
-
-
-def fixed(which: Select) -> Select:
-    """A choice of parameters for every step: an iterator is used up by the first, and a module is
-    no function of a probe.
-    """
-    if isinstance(which, nn.Module):
-        return (which,)
-    if isinstance(which, str | Tensor | tuple) or not isinstance(which, Iterable):
-        return which
-    return tuple(which)
+    check_group(group)
+    if isinstance(shared, nn.Module):
+        return (shared,)
+    if isinstance(shared, str | Tensor | tuple) or not isinstance(shared, Iterable):
+        return shared
+    return tuple(shared)
 
 
 def check_memory(fits: bool) -> None:
