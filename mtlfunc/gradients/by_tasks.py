@@ -62,7 +62,9 @@ class ByTasks:
         places, count = tuple(places), len(uses) + len(names)
         edges = backward.some or backward.edges or ()
         one, nowhere = self.value.new_ones(()), [None] * len(places)
-        width = sum(map(Tensor.numel, leaves)) if views and self._is_plain(leaves) else 0
+        final = not (backward.record or depth())  # nothing differentiates what is made
+        plain = views and final and self._is_plain(leaves)
+        width = sum(map(Tensor.numel, leaves)) if plain else 0
         matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > SMALL else None
         total: Params = {}
 
@@ -85,7 +87,7 @@ class ByTasks:
                 yield parts
 
         if self.matrix is None:
-            written = not (backward.record or depth() or (width and matrix is None))
+            written = final and not (width and matrix is None)
             every = stacked(passes(), len(edges), matrix, written=written)
         else:
             every = self._mixed(passes(), self.matrix)
@@ -104,7 +106,7 @@ class ByTasks:
     def _is_plain(self, leaves: Sequence[Tensor]) -> bool:
         """Whether all that is made are rows of plain numbers, one task's each."""
         backward = self.backward
-        if self.plan.tapped or self.matrix is not None or backward.record or depth():
+        if self.plan.tapped or self.matrix is not None:
             return False
         kinds = {(type(x), x.dtype, x.device) for x in leaves}
         plain = len(kinds) == 1 and next(iter(kinds))[0] in PLAIN

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_autocast, check_count, check_params
+from ..core.checks import check_count, check_params
 from ..core.internals import tree_leaves, tree_map
 from ..types import Batch, LossesFn, Params, Rows
 from .losses import parse_alone
@@ -75,7 +75,6 @@ def sample_gradients(
     """
     check_params(params)
     check_count(samples_at_once, "samples_at_once", none=True)
-    check_autocast(params)
     lengths = {leaf.shape[:1] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)}
     if len(lengths) != 1 or lengths == {()}:
         raise ValueError(

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..core import random
 from ..core.checks import (
     all_present,
-    check_autocast,
     check_finite,
     check_gradients,
     check_losses,
@@ -167,7 +166,6 @@ def metric_balance(
         expect_state(state, BalanceState, "init")
         if not isinstance(params, Mapping):
             check_params(params)
-        check_autocast(params, "step")
         union = union_of(probe.group, params)
         run = Run.of(
             losses_fn, params, lambda out: parsed(out, state.tasks), union=union, heads=heads,

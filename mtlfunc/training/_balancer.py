@@ -30,6 +30,7 @@ from ..processes import (
 from ..types import LAST_LOSSES, Heads, Info, Params, Probe, Rule, Select, State
 from ._balance import Reduction, init_rule, weigh
 from ._given import (
+    IN_TURN,
     VERSION,
     Explained,
     Memory,
@@ -37,11 +38,11 @@ from ._given import (
     cure_for,
     filled_state,
     flat_state,
+    functions_of,
     no_autocast,
     parse_state,
     tasks_in_words,
 )
-from ._in_turn import IN_TURN, functions_of
 from ._live import STEP, Labels, Live, ModuleLeaves, accumulate, live_step, parsed, reached_by
 from ._metric import check_metric
 

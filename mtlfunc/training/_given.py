@@ -1,5 +1,6 @@
 """What a Balancer is given, checked; and its rule under a gradient scaler, its state in a dict."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -59,6 +60,26 @@ class Explained(AbstractContextManager[None]):
             for words, cure in CURES.items():
                 if words in str(error):
                     raise RuntimeError(f"{cure} It said: {error}") from error
+
+
+Functions = dict[Any, Callable[[], Any]]
+"""By the tasks' names, or by their numbers."""
+
+IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
+
+
+def functions_of(losses: Any) -> Functions:
+    """The functions that losses are given as; none where they are tensors."""
+    if not isinstance(losses, dict | list | tuple):
+        return {}
+    entries = dict(losses if isinstance(losses, dict) else enumerate(losses))
+    others = [name for name, x in entries.items() if not callable(x)]
+    if 0 < len(others) < len(entries):
+        raise ValueError(
+            f"losses: some are functions, and losses[{others[0]!r}] is none; make each a function "
+            "without arguments that returns its loss, or none"
+        )
+    return {} if others else entries
 
 
 def no_autocast(leaves: Params) -> AbstractContextManager[Any]:

@@ -17,10 +17,7 @@ from ..gradients.operator import Measurement, TaskJacobian
 from ..gradients.run import live
 from ..processes import mask_of
 from ..types import Params, Rows
-from ._given import check_outside, no_autocast
-
-Functions = dict[Any, Callable[[], Any]]
-"""By the tasks' names, or by their numbers."""
+from ._given import Functions, check_outside, no_autocast
 
 REFUSED = "single memory location"
 """What torch says of writing into a tensor that is expanded."""
@@ -30,22 +27,6 @@ STEPS = "optimizer.step() inside a function"
 DO_ELSE = (
     "let it return the loss with its graph, and do all else before or after the balancer's step"
 )
-
-IN_TURN = "losses are functions, whose graphs are gone after their turn; pass the losses themselves"
-
-
-def functions_of(losses: Any) -> Functions:
-    """The functions that losses are given as; none where they are tensors."""
-    if not isinstance(losses, dict | list | tuple):
-        return {}
-    entries = dict(losses if isinstance(losses, dict) else enumerate(losses))
-    others = [name for name, x in entries.items() if not callable(x)]
-    if 0 < len(others) < len(entries):
-        raise ValueError(
-            f"losses: some are functions, and losses[{others[0]!r}] is none; make each a function "
-            "without arguments that returns its loss, or none"
-        )
-    return {} if others else entries
 
 
 class RowsInTurn(NamedTuple):

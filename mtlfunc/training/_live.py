@@ -19,8 +19,8 @@ from ..gradients.run import NO_GRAPH, Forward, live
 from ..probes.common import EXPECTED, Labelling, Labels, Run, labels_of, no_model, of_labelled
 from ..processes import Ranks
 from ..types import Batch, Heads, Params, Probe
-from ._given import check_outside, check_weightings, foreign_parameters
-from ._in_turn import IN_TURN, differentiated_in_turn, functions_of
+from ._given import IN_TURN, check_outside, check_weightings, foreign_parameters, functions_of
+from ._in_turn import differentiated_in_turn
 from ._metric import metric_of
 
 STEP = "the first step"
