@@ -213,8 +213,8 @@ def _signature(function: Any) -> inspect.Signature:
         return inspect.signature(lambda *_, **__: None)
 
 
-def expect_state(value: Any, kind: type, maker: str) -> None:
-    """Raise TypeError unless `value` is the state that `maker` (`init` of a step) returns."""
+def expect_state(value: Any, kind: type) -> None:
+    """Raise TypeError unless `value` is the state that `init` of a step returns."""
     if isinstance(value, kind):
         return
     if isinstance(value, TrainState):
@@ -222,8 +222,8 @@ def expect_state(value: Any, kind: type, maker: str) -> None:
     elif isinstance(value, tuple) and value and isinstance(value[0], kind):
         cure = "unpack what update returns"
     else:
-        cure = f"start with state = {maker}(params, batch), then pass on what update returns"
-    raise TypeError(f"state: expected what {maker} returned, got {_describe(value)}; {cure}")
+        cure = "start with state = init(params, batch), then pass on what update returns"
+    raise TypeError(f"state: expected what init returned, got {_describe(value)}; {cure}")
 
 
 def _describe(value: Any) -> str:

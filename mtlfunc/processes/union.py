@@ -198,9 +198,9 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
         NotImplementedError: for sharded parameters.
         ValueError: for a group that does not fit the parameters.
     """
+    refuse_shards(params)
     if group is None:
         return ALONE
-    refuse_shards(params)
     if torch.compiler.is_compiling() or inside_transform():
         raise RuntimeError(
             "group: processes cannot talk to each other inside a transform of torch.func or a "

@@ -163,7 +163,7 @@ def metric_balance(
     def update(
         params: Params, batch: Batch, state: BalanceState, metric: Metric | None
     ) -> tuple[Params, BalanceState, Info]:
-        expect_state(state, BalanceState, "init")
+        expect_state(state, BalanceState)
         if not isinstance(params, Mapping):
             check_params(params)
         union = union_of(probe.group, params)

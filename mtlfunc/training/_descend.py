@@ -77,7 +77,7 @@ def descend(
         return TrainState(params, start(params, batch, key), optimizer.init(params))
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Info]:
-        expect_state(state, TrainState, "init")
+        expect_state(state, TrainState)
         now = Metric(*scales(state.optimizer, state.params)) if metric and scales else None
         grads, balance_state, info = balanced(state.params, batch, state.balance, now)
         params, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
