@@ -16,6 +16,7 @@ from torch.func import vmap
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common import adam
 from common.device import constant, replayed
 
 from ..report.figures import METHOD_COLOURS
@@ -207,13 +208,14 @@ def step_of(
     alpha: Tensor,
     weights: Tensor,
     each: Callable[[mf.types.Params, Batch], list[Tensor]] = losses_of,
+    optimizer: mf.Optimizer | None = None,
 ) -> mf.Step:
-    """A step of Adam on the weighted sum of the losses."""
+    """A step of Adam, or of another optimizer, on the weighted sum of the losses."""
     if method == "weighted":
         rule, probe = mf.mean(preference=weights), mf.losses_only()
     else:
         rule, probe = mf.gradnorm(alpha, OWN_RATE), mf.jacobian(f"{LAST}*")
-    return mf.descend(each, rule, probe, mf.adam(lr), reduction="sum")
+    return mf.descend(each, rule, probe, optimizer or mf.adam(lr), reduction="sum")
 
 
 @kept
@@ -236,16 +238,17 @@ def train(
         return torch.stack(each(params, batch))
 
     def of(variant: tuple[Tensor, Tensor, Tensor]) -> mf.Step:
-        return step_of(method, *variant, each)
+        return step_of(method, *variant, each, adam.gradients)
 
-    # over variants, and in each over seeds
+    # over variants, and in each over seeds; a batch is drawn in the same graph
     every_one, outer, inner = tuple(variants), (0, 0, 0), (None, None, 0)
     start = vmap(vmap(lambda one, p, b: of(one).init(p, b), (inner, 0, 0)), (outer, None, None))
     advance = vmap(
         vmap(lambda one, state, b: of(one).update(state, b), (inner, 0, 0)), (outer, 0, None)
     )
-    # on a batch of its own, drawn in the same graph
-    move = replayed(lambda state, number: advance(every_one, state, batch_at(number)))
+    move = replayed(
+        adam.of_lanes(variants.lr, lambda state, at: advance(every_one, state, batch_at(at)))
+    )
     evaluate = vmap(vmap(all_losses), (0, None))
 
     state = start(every_one, params, batch_at(torch.zeros((), dtype=torch.int64, device=device)))

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 import mtlfunc as mf
+from common import adam
 from common.device import replayed
 
 from ..report.findings import Settings
@@ -57,7 +58,7 @@ TRIED = "tried"
 
 
 class Options(NamedTuple):
-    """Lanes as tensors, `[lane]` or `[lane, task]`."""
+    """Lanes as tensors, `[lane]` or `[lane, task]`: the fields of `Lane` after its name."""
 
     lr: Tensor
     alpha: Tensor
@@ -84,15 +85,11 @@ def options_of(lanes: Sequence[Lane], device: torch.device) -> Options:
     tasks = len(lanes[0].scales)
     ones, zeros = (1.0,) * tasks, (0.0,) * tasks
     rows = (
-        (
-            lane.lr,
-            lane.alpha,
-            lane.weights or ones,
-            lane.scales,
-            lane.sharpness or ones,
-            lane.noise or zeros,
-            lane.finite,
-        )
+        lane._replace(
+            weights=lane.weights or ones,
+            sharpness=lane.sharpness or ones,
+            noise=lane.noise or zeros,
+        )[1:]
         for lane in lanes
     )
     return Options(*(torch.tensor(row, device=device) for row in zip(*rows, strict=True)))
@@ -185,20 +182,20 @@ def train_block(
     params = vmap(lambda root: initial_params(mf.random.fold_in(root, 0), samples.problem))(roots)
     test = samples.mapped(2, 0, TEST)
     seen = torch.cat([x for x, _ in samples.pool], 1), torch.cat([z for _, z in samples.pool], 2)
-
-    def step(option: Options) -> mf.Step:
-        return step_of(method, option.lr, option.alpha, option.weights)
+    step = functools.partial(step_of, method, optimizer=adam.gradients)
 
     def advance(option: Options, state: mf.TrainState, drawn: Any) -> tuple[mf.TrainState, Tensor]:
-        following, info = step(option).update(state, option.batch(drawn))
+        following, info = step(*option[:3]).update(state, option.batch(drawn))
         return following, info.weights
 
     start = vmap(
-        vmap(lambda option, p, d: step(option).init(p, option.batch(d)), (None, 0, 0)),
+        vmap(lambda option, p, d: step(*option[:3]).init(p, option.batch(d)), (None, 0, 0)),
         (0, None, None),
     )
     forward = vmap(vmap(advance, (None, 0, 0)), (0, 0, None))
-    move = replayed(lambda state, at, pooled: forward(options, state, samples.batch(at, pooled)))
+    move = replayed(
+        adam.of_lanes(options.lr, lambda state, *at: forward(options, state, samples.batch(*at)))
+    )
     look = vmap(vmap(evaluate, (None, 0, 0)), (0, 0, None))
     look_back = vmap(vmap(losses_on, (None, 0, 0)), (0, 0, None))
     state = start(options, params, samples.batch(0, samples.pool[0]))
