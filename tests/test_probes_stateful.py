@@ -1,11 +1,13 @@
 """Probes with a memory or several batches, and their rules: against loops."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc.probes.common import fixed
+from mtlfunc.probes.common import checked
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
@@ -361,7 +363,7 @@ def test_excess_risk_of_scalar_parameters():
 
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():
-    net = nets[0]
+    net, fixed = nets[0], partial(checked, heads=None, present=None, group=None)
     for which in (SHARED, str.islower, net.trunk[0].weight):
         assert fixed(which) is which
     assert fixed(net.trunk) == (net.trunk,)
