@@ -136,7 +136,7 @@ def problems(
     return posed()
 
 
-def whole_range(ends: Any, name: str, low: int = 1, high: float = math.inf) -> range:
+def whole_range(ends: Any, name: str, low: int = 1, high: int | float = math.inf) -> range:
     """All numbers from the least to the largest, both in [low, high], or an error with the name."""
     pair = isinstance(ends, Sequence) and [isinstance(x, int) for x in ends] == [True, True]
     if not pair or not low <= ends[0] <= ends[1] <= high:
