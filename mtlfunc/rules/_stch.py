@@ -61,7 +61,7 @@ def stch(
         [0.0, 1.0]
     """
     check_scalar(mu, "mu", positive=True)
-    pair = isinstance(warmup, tuple | list) and len(warmup) == 2
+    pair = isinstance(warmup, tuple | list) and [isinstance(x, int) for x in warmup] == [True, True]
     if warmup is not None and not (pair and reference is None and warmup[0] >= 0 < warmup[1]):
         raise ValueError(
             f"warmup: expected (steps >= 0, steps >= 1) and no reference, got {warmup} with "
