@@ -362,9 +362,9 @@ def test_excess_risk_of_scalar_parameters():
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():
     net, fixed = nets[0], lambda which: checked(which, None, None, None)
-    for which in (SHARED, str.islower, net.trunk[0].weight):
-        assert fixed(which) is which
+    assert all(fixed(which) is which for which in (SHARED, str.islower, net.trunk[0].weight))
     assert fixed(net.trunk) == (net.trunk,)
     first = fixed(net.trunk.parameters())
-    assert (type(first), [*map(id, first)]) == (tuple, [*map(id, net.trunk.parameters())])
+    assert isinstance(first, tuple)
+    assert [*map(id, first)] == [*map(id, net.trunk.parameters())]
     assert fixed(name for name in ("a", "b")) == ("a", "b") == fixed(["a", "b"])

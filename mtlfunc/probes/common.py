@@ -235,8 +235,8 @@ EXPECTED = (
 
 
 def checked(shared: Select, heads: Heads | None, present: Present | None, group: Group) -> Select:
-    """`shared` for every step: an iterator is used up by the first, and a module is no function of
-    a probe; an error for other options that no probe takes.
+    """`shared` for every step, as an iterator is used up by the first and probes do not call a
+    module; an error for other options that probes do not take.
     """
     check_option(heads, "heads", (None, *get_args(Heads)))
     if present is not None:

@@ -98,7 +98,7 @@ def _solve(
         before, change = change, steps.abs().amax((0, -1))
         share = (FACTOR / change).clamp_max(1.0)
         if count >= STEPS:  # what is neither large nor shrinks fast is rounding, near a solution
-            far = (change >= 1) | (change < 0.7 * before) | ~_is_near(cosine, y, rates, ridge)
+            far = (change >= 1) | (change < 0.7 * before) | ~_is_near(cosine, ridge, y, rates)
             share = share.where(far, 0.0)
             if values_readable(share) and float(share.amax()) == 0:
                 break
@@ -106,10 +106,10 @@ def _solve(
         # the steps that remain would change nothing but rounding
         if values_readable(change) and float(change.amax()) < 1e-9:
             break
-    return (logs[0] - start).exp(), (change < 1) & _is_near(cosine, *logs.exp(), ridge)
+    return (logs[0] - start).exp(), (change < 1) & _is_near(cosine, ridge, *logs.exp())
 
 
-def _is_near(cosine: Tensor, y: Tensor, rates: Tensor, ridge: float) -> Tensor:
+def _is_near(cosine: Tensor, ridge: float, y: Tensor, rates: Tensor) -> Tensor:
     """Whether C y and the ridge miss the rates by little of what cancels in C y: rounding is .007
     of that where 0 is in the hull, and small powers make small steps where .1 is missing.
     """
