@@ -196,9 +196,8 @@ def scaled(name: str, scales: Sequence[float], power: float = 0.0) -> Check:
         return outcomes(*((compare(x, x.rows, v / s**power)[0], x.weights, v) for s, v in both))
 
     text = "weights {{before}} become {{after}} when all gradients are multiplied by {:.1e}"
-    text += f"; where they grow, weights go with the power {power:.3g} of their length" * bool(
-        power
-    )
+    if power:
+        text += f"; where they grow, weights go with the power {power:.3g} of their length"
     return Check(name, scale, [text.format(s) for s in scales])
 
 

@@ -41,7 +41,7 @@ class Row:
             return self.detail
         if self.status == "holds":
             return f"over {self.instances:,} instances"
-        more = ", all with linearly dependent gradients" * self.dependent
+        more = ", all with linearly dependent gradients" if self.dependent else ""
         return f"at {self.failures:,} of {self.instances:,} instances{more}"
 
 
@@ -106,5 +106,5 @@ class Report(Printed):
         found = {}
         for row in (x for x in self.rows if x.status == "fails"):
             losses = [] if row.losses is None else [f"losses {literal(row.losses)}"]
-            found[row.name] = [*[row.literal] * bool(row.literal), *losses, row.detail]
+            found[row.name] = [x for x in (row.literal, *losses, row.detail) if x]
         return found
