@@ -5,7 +5,7 @@ import torch
 from torch.func import vmap
 
 import mtlfunc as mf
-from mtlfunc.probes.common import checked
+from mtlfunc.probes.common import check_options
 from mtlfunc.rules.common import gramian_of
 from mtlfunc.types import Geometry
 from tests.support.families import gramian
@@ -361,7 +361,7 @@ def test_excess_risk_of_scalar_parameters():
 
 
 def test_an_iterator_of_parameters_is_read_once_and_for_all():
-    net, fixed = nets[0], lambda which: checked(which, None, None, None)
+    net, fixed = nets[0], lambda which: check_options(which).shared
     assert all(fixed(which) is which for which in (SHARED, str.islower, net.trunk[0].weight))
     assert fixed(net.trunk) == (net.trunk,)
     first = fixed(net.trunk.parameters())

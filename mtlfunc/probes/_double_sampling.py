@@ -13,7 +13,7 @@ from ..gradients.operator import Measurement
 from ..gradients.run import Forward
 from ..processes import Group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import EXPECTED, Run, check_memory, checked, first_losses
+from .common import EXPECTED, Run, check_options, check_stateless, first_losses
 
 
 @constructor
@@ -59,13 +59,13 @@ def double_sampling(
         >>> probe.update(mf.Run.of(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    shared = checked(shared, heads, None, group)
+    options = check_options(shared, heads, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params)
-        names, several = select(run.params, shared), _several(batch)
+        names, several = select(run.params, options.shared), _several(batch)
         try:
-            losses = [first_losses(run, one, names, hint=True) for one in stepped_on(several)]
+            losses = [first_losses(run, one, names, several=True) for one in stepped_on(several)]
         except Exception as error:
             error.add_note("double_sampling: each entry of the batch is a batch of its own")
             raise
@@ -73,18 +73,15 @@ def double_sampling(
         return run.started(losses, None, shared=names, heads=heads, batches=len(several)), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_memory(isinstance(state, tuple) and not state)
-        names = select(run.params, shared)
+        check_stateless(state)
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
                 "needs labels; leave present out"
             )
 
-        given = (heads or run.heads) if run.combines else None
-
         def measured(one: Batch, rows: bool) -> Measurement:
-            return run(one).over(shared).measure(rows=rows, heads=given)
+            return options.measure(run, run(one).over(options.shared), rows=rows)
 
         # of the third no rows are kept
         first, second, *third = [measured(one, i < 2) for i, one in enumerate(_several(batch))]
@@ -92,7 +89,7 @@ def double_sampling(
         losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
-        metric = None if run.metric is None else run.metric(names)
+        metric = options.metric(run)
         gramian, carried = gramians(one, other, metric)
         if carried is not None:
             _, its = gramians(other, one, metric)

@@ -5,9 +5,8 @@ from torch import Tensor
 
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Heads, Probe, Rows, Select, State, constructor
-from ._jacobian import Edit, row_probe
-from .common import Present, check_memory
+from ..types import Batch, Heads, Probe, Select, State, TaskGradients, constructor
+from .common import Present, Run, answer, check_memory, check_options
 
 
 @constructor
@@ -51,13 +50,22 @@ def excess_risk(
         [3.0, 4.0]
     """
 
-    def update(rows: Rows, present: Tensor, state: State) -> tuple[Rows, dict[str, Tensor], State]:
+    options = check_options(shared, heads, present, group)
+
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        losses = options.start(run, batch)
+        return losses, options.zeros(run, len(losses))
+
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        jacobian = options.at(run, batch)
+        found = options.measure(run, jacobian, rows=True)
+        rows = found.rows  # an absent task's is 0
         check_memory(same_shapes(state, rows))
-        # an absent task's row is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
         roots = {name: s.where(s > 0, 1.0).sqrt() for name, s in squares.items()}  # 0/√0 is 0
         risks = [(rows[name].square() / x).reshape(len(x), -1).sum(1) for name, x in roots.items()]
-        return rows, {"excess_risk": torch.stack(risks).sum(0)}, squares
+        extra = {"excess_risk": torch.stack(risks).sum(0)}
+        return answer(found, jacobian.metric, extra), squares
 
-    edit = Edit(lambda zeros: zeros, update, frozenset({"excess_risk"}))
-    return row_probe(shared, edit=edit, present=present, heads=heads, group=group)
+    measures = frozenset({"gramian", "excess_risk"})
+    return Probe(init, update, group, measures, options.shared, metric=True)

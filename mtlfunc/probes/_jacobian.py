@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_option, check_params
+from ..core.checks import check_count, check_option
 from ..core.expect import expect_function
-from ..core.tree import gramians, real_of, same_shapes, select
+from ..core.tree import same_shapes
 from ..gradients.operator import Engine
 from ..processes import Group
 from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
@@ -20,27 +19,15 @@ from .common import (
     Present,
     Run,
     Weightings,
-    answered,
+    answer,
     check_memory,
-    checked,
-    first_losses,
-    first_of_weightings,
-    of_labelled,
+    check_options,
+    check_stateless,
 )
 from .masks import EditRows, graddrop
 
 Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From a key and the number of tasks to (C [row, task], preference [row])."""
-
-
-class Edit(NamedTuple):
-    """What a probe with a memory does to the rows between the backward passes and their Gramian."""
-
-    init: Callable[[Rows], State]  # from zeros in the shape of the rows
-    # from rows, present and the state: edited rows, what joins `geometry.extra`, the next
-    update: Callable[[Rows, Tensor, Any], tuple[Rows, dict[str, Tensor], State]]
-    measures: frozenset[str]  # as in `Probe`, next to the Gramian
-    facts: tuple[Any, ...] = ()  # what processes must have in common of it
 
 
 @constructor
@@ -119,24 +106,56 @@ def jacobian(
         >>> info.gramian.tolist(), grads["trunk"].tolist(), grads["b"].tolist()
         ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [1.0, 1.0])
     """
+    check_option(engine, "engine", get_args(Engine))
+    check_count(chunk_size, "chunk_size", none=True)
+    draws = not (mix is mask is None)
     if mix is not None:
         expect_function(mix, "mix", "key, count")
+        _refuse_absent(present)
+        if weightings is not None:
+            raise ValueError(
+                "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
+            )
     if mask is graddrop:
         raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
     if mask is not None:
         expect_function(mask, "mask", "key, rows")
         _expect_rows(engine, "mask edits them")
-    if present is not None:
-        _check_absent(mix)
     if weightings is not None:
         expect_function(weightings, "weightings", "batch")
+    if group is not None:
+        _expect_rows(engine, "products of two processes' gradients (group=) need them")
+    options = check_options(
+        shared, heads, present, group, weightings=weightings, engine=engine, chunk_size=chunk_size
+    )
+
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        losses = options.start(run, batch, mix=mix, mask=mask)
         if mix is not None:
-            raise ValueError(
-                "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
-            )
-    return row_probe(
-        shared, mix=mix, mask=mask, present=present, weightings=weightings, heads=heads,
-        engine=engine, chunk_size=chunk_size, group=group,
+            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
+        return losses, random.stream(key) if draws else ()
+
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        if draws:
+            check_memory(isinstance(state, random.Stream))
+            key, state = random.draw(state)
+        else:
+            check_stateless(state)
+            key = torch.zeros((), dtype=torch.int64)
+        jacobian = options.at(run, batch)
+        if jacobian.metric is not None:
+            _expect_rows(engine, "a metric weighs their coordinates")
+        if mix is not None:
+            _refuse_absent(run.labels(None, batch))
+            jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
+        found = options.measure(run, jacobian, gramian=mask is None, rows=mask is not None)
+        if mask is not None:
+            found = found._replace(rows=_masked(mask, random.fold_in(key, 1), found.rows))
+        return answer(found, jacobian.metric), state
+
+    return Probe(
+        init, update, group, frozenset({"gramian"}), options.shared,
+        weightings=None if mix else weightings is not None, mixes=mix is not None, metric=True,
     )  # fmt: skip
 
 
@@ -148,106 +167,12 @@ def _expect_rows(engine: Engine, use: str) -> None:
         )
 
 
-def _check_absent(mix: Mix | None) -> None:
-    """Raise where no task may be absent."""
-    if mix is not None:
+def _refuse_absent(present: object) -> None:
+    """Raise if tasks may be absent, where rows are mixtures of them."""
+    if present is not None:
         raise ValueError(
             "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
         )
-
-
-def row_probe(
-    shared: Select,
-    *,
-    mix: Mix | None = None,
-    mask: EditRows | None = None,
-    edit: Edit | None = None,
-    present: Present | None = None,
-    weightings: Weightings | None = None,
-    heads: Heads | None = None,
-    engine: Engine = "auto",
-    chunk_size: int | None = None,
-    group: Group = None,
-) -> Probe:
-    """`jacobian`, or a relative that edits the rows with a state, without mix, mask, weightings."""
-    check_option(engine, "engine", get_args(Engine))
-    check_count(chunk_size, "chunk_size", none=True)
-    shared = checked(shared, heads, present, group)
-    if group is not None:
-        _expect_rows(engine, "products of two processes' gradients (group=) need them")
-
-    def labels(run: Run, batch: Batch) -> Tensor | None:
-        counts = run.labels(present, batch, counts=group is not None)
-        if counts is not None:
-            _check_absent(mix)
-        return counts
-
-    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        params = run.params
-        check_params(params, mixed=group is None)
-        names, counts = select(params, shared), labels(run, batch)
-        if (weights := run.weightings(weightings, batch)) is None:
-            losses = first_losses(run, batch, names, hint=True, counts=counts)
-        else:
-            # of this process's samples: 1/R of each rank's, as many as there are, is their sum
-            losses = run.union.size * first_of_weightings(run, batch, of_labelled(weights, counts))
-            counts = None
-        losses = run.started(
-            losses, counts, shared=shared, mix=mix, mask=mask, edit=edit, present=present,
-            weightings=weightings, heads=heads,
-        )  # fmt: skip
-        state = ()
-        if edit is not None:
-            real, count = real_of(params), len(losses)
-            state = edit.init({x: real[x].new_zeros(count, *real[x].shape) for x in names})
-        elif mix is not None or mask is not None:
-            state = random.stream(key)
-        if mix is not None:
-            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
-        return losses, state
-
-    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        names, key = select(run.params, shared), _NO_KEY
-        if mix is not None or mask is not None:
-            check_memory(isinstance(state, random.Stream))
-            key, state = random.draw(state)
-        elif edit is None:
-            check_memory(isinstance(state, tuple) and not state)
-        counts, weights = labels(run, batch), run.weightings(weightings, batch)
-        if weights is not None:
-            weights = of_labelled(weights, counts)
-        metric = None if run.metric is None else run.metric(names)
-        if metric is not None:
-            _expect_rows(engine, "a metric weighs their coordinates")
-        jacobian = replace(
-            run(batch, counts if weights is None else None, weights), columns=names, metric=metric,
-            engine=engine, chunk_size=chunk_size,
-        )  # fmt: skip
-        if mix is not None:
-            jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
-        edited = not (mask is edit is None)  # then the rows are needed themselves
-        found = jacobian.measure(
-            gramian=not edited, rows=edited, combine=run.combines,
-            heads=(heads or run.heads) if run.combines else None,
-        )  # fmt: skip
-        rows, extra = found.rows, {}
-        if mask is not None:
-            rows = _masked(mask, random.fold_in(key, 1), rows)
-        if edit is not None:
-            rows, extra, state = edit.update(rows, found.present, state)
-        if edited:
-            gramian, carried = gramians(rows, rows, metric)
-            found = found._replace(rows=rows, gramian=gramian, carried=carried)
-        return answered(found, extra), state
-
-    measures = (frozenset() if edit is None else edit.measures) | {"gramian"}
-    weighted = None if edit or mix else weightings is not None
-    return Probe(
-        init, update, group, measures, shared, weighted, mixes=mix is not None, metric=True
-    )
-
-
-_NO_KEY = torch.zeros((), dtype=torch.int64)  # without mix and mask nothing is drawn
 
 
 def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:

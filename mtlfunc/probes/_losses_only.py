@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..core.checks import check_params
 from ..processes import Group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
-from .common import Present, Run, check_leak, check_memory, checked, first_losses
+from .common import Present, Run, check_leak, check_options, check_stateless
 
 
 @constructor
@@ -35,25 +34,21 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         >>> step.update(params, (), step.init(params, ()))[0]["x"].item()
         2.0
     """
-    checked("*", None, present, group)
+    options = check_options(present=present, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        check_params(run.params, mixed=group is None)
-        counts = run.labels(present, batch, counts=group is not None)
-        losses = first_losses(run, batch, tuple(run.params), counts=counts)
-        return run.started(losses, counts), ()
+        return options.start(run, batch, several=False), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_memory(isinstance(state, tuple) and not state)
-        counts = run.labels(present, batch, counts=group is not None)
-        found = run(batch, counts).measure()
+        check_stateless(state)
+        found = options.measure(run, options.at(run, batch))
         geometry = Geometry(found.mixed, None, found.preference, found.present, {})
 
-        def combined(weights: Tensor) -> Params:
+        def combine(weights: Tensor) -> Params:
             grads = found.combine(weights)
             check_leak(found, *grads.values())
             return grads
 
-        return TaskGradients(found.losses, geometry, combined, found.aux, found.part), state
+        return TaskGradients(found.losses, geometry, combine, found.aux, found.part), state
 
     return Probe(init, update, group, frozenset())

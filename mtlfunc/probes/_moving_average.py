@@ -11,9 +11,8 @@ from ..core.checks import check_scalar, values_readable
 from ..core.expect import expect_function
 from ..core.tree import same_shapes
 from ..processes import Group
-from ..types import Heads, Probe, Rows, Scalar, Select, State, constructor
-from ._jacobian import Edit, row_probe
-from .common import Present, check_memory
+from ..types import Batch, Heads, Probe, Rows, Scalar, Select, State, TaskGradients, constructor
+from .common import Present, Run, answer, check_memory, check_options
 
 Rate = Scalar | Callable[[Tensor], Tensor]
 
@@ -83,12 +82,18 @@ def moving_average(
         if values_readable(rate) and rate > 1:
             raise ValueError(f"rate: expected a number in (0, 1], got {float(rate)}")
 
-    def init(zeros: Rows) -> State:
-        first = next(iter(zeros.values()))
-        count = first.new_zeros(len(first))
-        return MovingAverageState(zeros, count, count.to(torch.int64))
+    options = check_options(shared, heads, present, group)
 
-    def update(rows: Rows, present: Tensor, state: State) -> tuple[Rows, dict[str, Tensor], State]:
+    def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+        losses = options.start(run, batch, rate=rate, corrected=corrected)
+        zeros = options.zeros(run, len(losses))
+        mass = next(iter(zeros.values())).new_zeros(len(losses))
+        return losses, MovingAverageState(zeros, mass, mass.to(torch.int64))
+
+    def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        jacobian = options.at(run, batch)
+        found = options.measure(run, jacobian, rows=True)
+        rows, present = found.rows, found.present
         check_memory(isinstance(state, MovingAverageState) and same_shapes(state.rows, rows))
         steps = state.steps + present
         beta = rate(steps.clamp_min(1).to(state.mass)) if callable(rate) else rate
@@ -102,10 +107,11 @@ def moving_average(
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
-        return rows, {}, MovingAverageState(kept, mass, steps)
+        measured = answer(found._replace(rows=rows), jacobian.metric)
+        return measured, MovingAverageState(kept, mass, steps)
 
-    edit = Edit(init, update, frozenset({"tracked_gramian"}), (rate, corrected))
-    return row_probe(shared, edit=edit, present=present, heads=heads, group=group)
+    measures = frozenset({"gramian", "tracked_gramian"})
+    return Probe(init, update, group, measures, options.shared, metric=True)
 
 
 def _over(vector: Tensor, leaf: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import ALONE, Group, mask_of
 from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import Present, Run, answered, check_memory, checked, first_losses
+from .common import Present, Run, answer, check_memory, check_options, first_losses
 
 Encode = Callable[[Params, Batch], Any]
 """The trunk: a tensor, or a dict of tensors."""
@@ -86,19 +86,20 @@ def representation(
     """
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
-    shared = checked(shared, heads, present, group)
+    options = check_options(shared, heads, present, group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         params = run.params
         check_params(params)
-        names = select(params, shared)
-        counts = run.labels(present, batch, counts=group is not None)
+        names, counts = select(params, options.shared), run.labels(present, batch)
         forward = run.first(batch)
         losses, tasks = forward.value, forward.losses.tasks
         mask = mask_of(counts, len(losses))
         losses = losses if mask is None else losses.where(mask, 0.0)
         if values_readable(batch, params):
-            _check_functions(encode, decode, params, batch, names, shared, mask, tasks, losses)
+            _check_functions(
+                encode, decode, params, batch, names, options.shared, mask, tasks, losses
+            )
         return run.started(losses, counts, shared=names, heads=heads), tasks
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
@@ -126,11 +127,11 @@ def representation(
             return decode(own, _unnamed({name: both[name] for name in z}), batch)
 
         both = Run.of(decoded, leaves | z, lambda x: _parse_decoded(x, state), union=run.union)
-        jacobian = both(batch, run.labels(present, batch, counts=group is not None))
+        jacobian = both(batch, run.labels(present, batch))
         # z of the union is a concatenation: rows are each process's own, and their Gramians add up
         shares = jacobian.shares
         jacobian = replace(jacobian, columns=tuple(z), shares=shares._replace(union=ALONE))
-        found = jacobian.measure(gramian=True, rows=True, heads=heads or run.heads)
+        found = options.measure(run, jacobian, gramian=True, rows=True)
         assert found.gramian is not None
         part = shares.part(found.losses)
         found, (gramian,) = shares.totals(found, found.gramian)
@@ -143,8 +144,8 @@ def representation(
                 trunk = real_of(pull(at_z)[0])
             return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in params})
 
-        answer = answered(found._replace(gramian=gramian, part=part), {})
-        return answer._replace(combine=combine), state
+        measured = answer(found._replace(gramian=gramian, part=part))
+        return measured._replace(combine=combine), state
 
     measures = frozenset({"gramian"})
     return Probe(init, update, group, measures, calls_model=True)

@@ -1,4 +1,4 @@
-"""What several probes share: the runs of one step, the first forward pass, and absent tasks."""
+"""What several probes share: the run of a step, their options, the first pass, absent tasks."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,19 +13,31 @@ from ..core.checks import (
     check_finite,
     check_losses,
     check_option,
+    check_params,
     inside_transform,
     is_readable,
     user_level,
     values_readable,
 )
 from ..core.expect import expect_function
-from ..core.tree import few_names
+from ..core.tree import few_names, gramians, real_of, select
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
-from ..gradients.operator import Measurement, TaskJacobian
+from ..gradients.operator import Engine, Measurement, TaskJacobian
 from ..gradients.run import Forward, TracedForward, check_connected, run
 from ..processes import ALONE, Group, Ranks, check_group, mask_of
-from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Select, TaskGradients
+from ..types import (
+    Batch,
+    Geometry,
+    Heads,
+    LossesFn,
+    Metric,
+    Params,
+    Probe,
+    Rows,
+    Select,
+    TaskGradients,
+)
 
 Present = Callable[[Batch], Tensor]
 """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
@@ -112,7 +124,7 @@ class Run:
             ValueError: for another number of tasks, and where the loss of a task with labels has no
                 graph.
         """
-        counts = None if counts is None else checked_labels(counts, counts=True)
+        counts = None if counts is None else expect_labels(counts, counts=True)
         forward, params = self.forward(batch), self.params
         if weightings is not None:
             jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
@@ -149,40 +161,20 @@ class Run:
         with without_trace(self.params):
             return self.forward(batch)
 
-    def labels(
-        self, present: Present | None, batch: Batch, *, counts: bool = False
-    ) -> Tensor | None:
-        """Which tasks have labels in this batch, or `counts` of them; None is all of them."""
+    def labels(self, present: Present | None, batch: Batch) -> Tensor | None:
+        """Which tasks have labels in this batch, or in a group how many; None is all of them."""
         if self.given is not None:
             return self.given.present if present is None else _refuse("present")
         if present is None:
             return None
-        return checked_labels(present(batch), counts=counts, given="a function from the batch to ")
+        counts, source = self.union.group is not None, "a function from the batch to "
+        return expect_labels(present(batch), counts=counts, source=source)
 
     def weightings(self, weightings: Weightings | None, batch: Batch) -> Tensor | None:
         """A, where the tasks are weightings of samples; None where they are the losses."""
         if self.given is not None:
             return self.given.weightings if weightings is None else _refuse("weightings")
         return None if weightings is None else expect_weightings(weightings(batch))
-
-    def unreached(self, batch: Batch, shared: tuple[str, ...]) -> list[int]:
-        """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
-        if self.given is not None:  # they cannot be called
-            return []
-        broken = {
-            name: torch.full_like(leaf, float("nan")) if name in shared else leaf
-            for name, leaf in self.params.items()
-        }
-        try:
-            with torch.no_grad(), without_trace(broken):
-                losses = self.losses(broken, batch).vector
-        except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
-            return []
-        suspects = losses.isfinite().nonzero().flatten().tolist()
-        if not suspects:
-            return []
-        rows = TaskJacobian(self.first(batch), shared, self.params).rows()
-        return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
 
 
 def _refuse(name: str) -> NoReturn:
@@ -200,13 +192,13 @@ def of_labelled(weightings: Tensor, labels: Tensor | None) -> Tensor:
     return weightings.where(here.reshape(-1, *[1] * (weightings.ndim - 1)), 0.0)
 
 
-def checked_labels(mask: Any, *, counts: bool, given: str = "") -> Tensor:
+def expect_labels(mask: Any, *, counts: bool, source: str = "") -> Tensor:
     """Labels by task, if they are a boolean tensor, or with `counts` numbers."""
     tensor = isinstance(mask, Tensor)
     if not tensor or mask.ndim != 1 or not (mask.dtype == torch.bool or counts):
         found = f"{mask.dtype} of shape {list(mask.shape)}" if tensor else type(mask).__name__
         raise TypeError(
-            f"present: expected {given}a boolean tensor [task], got {found}"
+            f"present: expected {source}a boolean tensor [task], got {found}"
             + ("" if counts else "; numbers of labels are for group=")
         )
     return mask
@@ -224,7 +216,7 @@ def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool)
         present = [present[name] for name in names]
     if isinstance(present, list | tuple):
         present = torch.tensor(present, device=device)
-    return checked_labels(present, counts=counts)
+    return expect_labels(present, counts=counts)
 
 
 EXPECTED = (
@@ -234,19 +226,86 @@ EXPECTED = (
 )
 
 
-def checked(shared: Select, heads: Heads | None, present: Present | None, group: Group) -> Select:
-    """`shared` for every step, as an iterator is used up by the first and probes do not call a
-    module; an error for other options that probes do not take.
+class Options(NamedTuple):
+    """What most probes are given, and the parts of a step that follow from it alone."""
+
+    shared: Select = "*"
+    heads: Heads | None = None
+    present: Present | None = None
+    weightings: Weightings | None = None
+    engine: Engine = "auto"
+    chunk_size: int | None = None
+
+    def start(self, run: Run, batch: Batch, *, several: bool = True, **facts: Any) -> Tensor:
+        """The union's losses `[task]` before the first step: see `first_losses` and `Run.started`.
+
+        Args:
+            run, batch: of the first step.
+            several: tasks share these parameters, which one of them alone should not use.
+            facts: other options, which the processes must have in common like these.
+        """
+        check_params(run.params, mixed=run.union.group is None)
+        names, (counts, weights) = select(run.params, self.shared), self._labels(run, batch)
+        if weights is None:
+            losses = first_losses(run, batch, names, several=several, counts=counts)
+        else:
+            forward = run.first(batch)
+            check_connected(forward)
+            matrix = flat_weightings(weights, forward.losses, forward.value)
+            check_finite(forward.value, "losses")
+            # of this process's samples: 1/R of each rank's, as many as there are, is their sum
+            losses = run.union.size * (matrix @ forward.value)
+        return run.started(
+            losses, counts, shared=self.shared, heads=self.heads, present=self.present,
+            weightings=self.weightings, **facts,
+        )  # fmt: skip
+
+    def at(self, run: Run, batch: Batch) -> TaskJacobian:
+        """J over the shared parameters, of the tasks that have labels."""
+        return replace(
+            run(batch, *self._labels(run, batch)), columns=select(run.params, self.shared),
+            metric=self.metric(run), engine=self.engine, chunk_size=self.chunk_size,
+        )  # fmt: skip
+
+    def measure(
+        self, run: Run, jacobian: TaskJacobian, *, gramian: bool = False, rows: bool = False
+    ) -> Measurement:
+        """What is wanted of J, and what will be called of its `combine`, heads included."""
+        heads = (self.heads or run.heads) if run.combines else None
+        return jacobian.measure(gramian=gramian, rows=rows, combine=run.combines, heads=heads)
+
+    def metric(self, run: Run) -> Metric | None:
+        """That of the optimizer, over the shared parameters."""
+        return None if run.metric is None else run.metric(select(run.params, self.shared))
+
+    def zeros(self, run: Run, tasks: int) -> Rows:
+        """Rows of zeros, for a memory of rows."""
+        names, real = select(run.params, self.shared), real_of(run.params)
+        return {name: real[name].new_zeros(tasks, *real[name].shape) for name in names}
+
+    def _labels(self, run: Run, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+        """Labels by task; or weightings, whose rows say which tasks have any."""
+        counts = run.labels(self.present, batch)
+        weights = run.weightings(self.weightings, batch)
+        return (counts, None) if weights is None else (None, of_labelled(weights, counts))
+
+
+def check_options(
+    shared: Select = "*", heads: Heads | None = None, present: Present | None = None,
+    group: Group = None, **others: Any,
+) -> Options:  # fmt: skip
+    """Options that probes take. `shared` is for every step: an iterator is used up by the first,
+    and a probe does not call a module.
     """
     check_option(heads, "heads", (None, *get_args(Heads)))
     if present is not None:
         expect_function(present, "present", "batch")
     check_group(group)
     if isinstance(shared, nn.Module):
-        return (shared,)
-    if isinstance(shared, str | Tensor | tuple) or not isinstance(shared, Iterable):
-        return shared
-    return tuple(shared)
+        shared = (shared,)
+    elif isinstance(shared, Iterable) and not isinstance(shared, str | Tensor | tuple):
+        shared = tuple(shared)
+    return Options(shared, heads, present, **others)
 
 
 def check_memory(fits: bool) -> None:
@@ -259,13 +318,36 @@ def check_memory(fits: bool) -> None:
         )
 
 
-def answered(found: Measurement, extra: dict[str, Tensor]) -> TaskGradients:
-    """What a rule sees of what was measured, with what else the probe knows; and the way back."""
-    assert found.gramian is not None
-    check_leak(found, found.gramian, *found.heads.values())
-    extra = extra if found.carried is None else extra | {"carried": found.carried}
-    geometry = Geometry(found.mixed, found.gramian, found.preference, found.present, extra)
+def check_stateless(state: Any) -> None:
+    """Raise unless a probe's state is that of one without memory."""
+    check_memory(isinstance(state, tuple) and not state)
+
+
+def answer(
+    found: Measurement, metric: Metric | None = None, extra: Mapping[str, Tensor] | None = None
+) -> TaskGradients:
+    """What a rule sees of what was measured, with what else the probe knows; and the way back.
+    Without a Gramian it is that of the rows, in a `metric`.
+    """
+    if found.gramian is None:
+        gramian, carried = gramians(found.rows, found.rows, metric)
+    else:
+        gramian, carried = found.gramian, found.carried
+    check_leak(found, gramian, *found.heads.values())
+    extra = dict(extra or {}) | ({} if carried is None else {"carried": carried})
+    geometry = Geometry(found.mixed, gramian, found.preference, found.present, extra)
     return TaskGradients(found.losses, geometry, found.combine, found.aux, found.part)
+
+
+def measure_also(probe: Probe, *names: str, **fields: Any) -> Probe:
+    """A probe with other functions, which measure what it measures, and these."""
+    measures = None if probe.measures is None else probe.measures | {*names}
+    return probe._replace(measures=measures, **fields)
+
+
+def with_extra(measured: TaskGradients, extra: dict[str, Tensor]) -> TaskGradients:
+    geometry = measured.geometry
+    return measured._replace(geometry=geometry._replace(extra=geometry.extra | extra))
 
 
 def check_leak(found: Measurement, *gradients: Tensor) -> None:
@@ -307,27 +389,26 @@ def first_losses(
     batch: Batch,
     shared: tuple[str, ...],
     *,
-    hint: bool = False,
+    several: bool = False,
     counts: Tensor | None = None,
 ) -> Tensor:
     """Losses `[task]` of one forward pass that leaves no trace, 0 for absent tasks.
 
-    Where values can be read, also an error about a task that does not depend on `shared`, and
-    (`hint`) a warning about a leaf there that one task alone depends on.
+    Where values can be read, also an error about a task that does not depend on `shared`, and, if
+    `several` tasks should, a warning about a leaf there that one task alone depends on.
     """
     forward = run.first(batch)
     if not (run.union.size > 1 and counts is not None and not bool(counts.any())):
         check_connected(forward)  # a rank without labels takes part
-    losses = forward.value
-    here = mask_of(counts, len(losses))
-    losses = losses if here is None else losses.where(here, 0.0)
+    here = mask_of(counts, len(forward.value))
+    losses = forward.value if here is None else forward.value.where(here, 0.0)
     refuse_constant(forward, here)
     check_losses(losses, forward.losses.names)
     if not values_readable(batch, run.params, losses):
         return losses
-    reached = leaves_of_each(forward)
+    reached = _leaves_of_each(forward)
     if reached is None:
-        silent = run.unreached(batch, shared)
+        silent = _unreached(run, batch, shared)
     else:
         silent = [task for task, names in enumerate(reached) if not names & set(shared)]
     if here is not None:
@@ -339,7 +420,7 @@ def first_losses(
             "parameters that they use"
         )
     # an absent task's loss may read nothing, whatever it reads in other batches
-    if hint and reached is not None and len(reached) > 1 and (here is None or bool(here.all())):
+    if several and reached is not None and len(reached) > 1 and (here is None or bool(here.all())):
         private = [name for name in shared if sum(name in names for names in reached) == 1]
         # a bias alone is not a head's, as the last of a network in a loss of its derivatives
         if any(run.params[name].ndim > 1 for name in private):
@@ -352,16 +433,27 @@ def first_losses(
     return losses
 
 
-def first_of_weightings(run: Run, batch: Batch, weightings: Tensor) -> Tensor:
-    """The tasks' losses `[task]` of one forward pass that leaves no trace."""
-    forward = run.first(batch)
-    check_connected(forward)
-    losses = flat_weightings(weightings, forward.losses, forward.value) @ forward.value
-    check_finite(forward.value, "losses")
-    return losses
+def _unreached(run: Run, batch: Batch, shared: tuple[str, ...]) -> list[int]:
+    """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
+    if run.given is not None:  # they cannot be called
+        return []
+    broken = {
+        name: torch.full_like(leaf, float("nan")) if name in shared else leaf
+        for name, leaf in run.params.items()
+    }
+    try:
+        with torch.no_grad(), without_trace(broken):
+            losses = run.losses(broken, batch).vector
+    except Exception:  # a model may refuse NaN: then there is nothing to be learnt this way
+        return []
+    suspects = losses.isfinite().nonzero().flatten().tolist()
+    if not suspects:
+        return []
+    rows = TaskJacobian(run.first(batch), shared, run.params).rows()
+    return [t for t in suspects if not any(bool(leaf[t].any()) for leaf in rows.values())]
 
 
-def leaves_of_each(forward: Forward) -> list[set[str]] | None:
+def _leaves_of_each(forward: Forward) -> list[set[str]] | None:
     """Names of the leaves behind each loss, by the autograd graph; None for an opaque vector."""
     if forward.edges is None:
         return [set() for _ in forward.value] if forward.root is None else None

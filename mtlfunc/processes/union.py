@@ -22,7 +22,7 @@ from .group import Group, check_group, comparable, compare
 class Ranks(NamedTuple):
     """The processes whose batches are one batch, as one of them sees it; by default it alone."""
 
-    group: Any = None  # of torch.distributed
+    group: Any = None  # of torch.distributed; None where none was named
     rank: int = 0
     size: int = 1
     device: torch.device = torch.device("cpu")
@@ -215,8 +215,7 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
             f"group: its backends are {backends}, and none takes the parameters, which are on "
             f"{device}; make it with backend='nccl' for CUDA, 'gloo' for the CPU"
         )
-    size = dist.get_world_size(group)
-    return Ranks(group, dist.get_rank(group), size, device) if size > 1 else ALONE
+    return Ranks(group, dist.get_rank(group), dist.get_world_size(group), device)
 
 
 def mask_of(counts: Tensor | None, tasks: int | None = None) -> Tensor | None:
