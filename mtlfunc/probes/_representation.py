@@ -13,10 +13,9 @@ from torch import Tensor
 from ..core.checks import check_params, depth, is_differentiated, values_readable
 from ..core.expect import expect_function
 from ..core.tree import real_of, select
-from ..gradients.levels import explained_vjp, without_trace
+from ..gradients.levels import explained_vjp
 from ..gradients.losses import Losses, Tasks, parse_losses
 from ..gradients.run import observe
-from ..gradients.run import run as run_once
 from ..gradients.safe_ops import SafeOps
 from ..processes import ALONE, Group, mask_of
 from ..types import Batch, Heads, Params, Probe, Select, State, TaskGradients, constructor
@@ -97,9 +96,17 @@ def representation(
         mask = mask_of(counts, len(losses))
         losses = losses if mask is None else losses.where(mask, 0.0)
         if values_readable(batch, params):
-            _check_functions(
-                encode, decode, params, batch, names, options.shared, mask, tasks, losses
-            )
+            z = _features(encode, params, batch, names, options.shared)
+            decoded = Run.of(
+                lambda leaves, batch: decode(params, _unnamed(leaves), batch), z,
+                lambda out: _parse_decoded(out, tasks),
+            )  # fmt: skip
+            found = first_losses(decoded, batch, tuple(z), counts=counts)
+            if found.shape != losses.shape or not torch.allclose(found, losses, 1e-3, 0.0):
+                raise ValueError(
+                    f"representation: decode(encode(·)) gives losses {found.tolist()}, but "
+                    f"losses_fn gives {losses.tolist()}; they must be the same function"
+                )
         return run.started(losses, counts, shared=names, heads=heads), tasks
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
@@ -115,8 +122,7 @@ def representation(
                 lambda: encode(leaves, batch), leaves, _parse_features, params=leaves,
                 outside=outside,
             )  # fmt: skip
-            names: tuple[str, ...] = seen.losses.names or ()
-            z = dict(zip(names, seen.losses.roots, strict=True))
+            z: Params = dict(zip(seen.losses.names or (), seen.losses.roots, strict=True))
             return z, z if seen.recorded or depth() else {n: x.detach() for n, x in z.items()}
 
         _, pull, z = explained_vjp(encoded, params)
@@ -133,7 +139,6 @@ def representation(
         jacobian = replace(jacobian, columns=tuple(z), shares=shares._replace(union=ALONE))
         found = options.measure(run, jacobian, gramian=True, rows=True)
         assert found.gramian is not None
-        part = shares.part(found.losses)
         found, (gramian,) = shares.totals(found, found.gramian)
 
         def combine(weights: Tensor) -> Params:
@@ -144,11 +149,10 @@ def representation(
                 trunk = real_of(pull(at_z)[0])
             return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in params})
 
-        measured = answer(found._replace(gramian=gramian, part=part))
+        measured = answer(found._replace(gramian=gramian))
         return measured._replace(combine=combine), state
 
-    measures = frozenset({"gramian"})
-    return Probe(init, update, group, measures, calls_model=True)
+    return Probe(init, update, group, frozenset({"gramian"}), calls_model=True)
 
 
 def _parse_decoded(out: Any, tasks: Tasks) -> Losses:
@@ -171,16 +175,12 @@ def _parse_features(z: Any) -> Losses:
     return Losses(several[0], several, tuple(named))
 
 
-def _check_functions(
-    encode: Encode, decode: Decode, params: Params, batch: Batch, names: tuple[str, ...],
-    shared: Select, here: Tensor | None, tasks: Tasks, losses: Tensor,
-) -> None:  # fmt: skip
-    """Raise where encode uses a parameter that is not shared, a task does not use z, or
-    decode∘encode is not `losses_fn`.
-    """
-    with without_trace(params):
-        forward = run_once(encode, params, batch, parse=_parse_features)
-    reached = forward.graph.leaf_nodes
+def _features(
+    encode: Encode, params: Params, batch: Batch, names: tuple[str, ...], shared: Select
+) -> Params:
+    """z by name, for which encode used some parameters, and of these `names` alone."""
+    forward = Run.of(encode, params, _parse_features).first(batch)
+    reached, z = forward.graph.leaf_nodes, forward.losses
     if not reached:
         raise ValueError(
             "encode: z depends on no parameter; compute it from params, without detach or no_grad"
@@ -190,18 +190,7 @@ def _check_functions(
         raise ValueError(
             f"shared={shared!r}: encode uses {', '.join(wrong)}, which it does not match; widen it"
         )
-    features = forward.losses
-    decoded = Run.of(
-        lambda leaves, batch: decode(params, _unnamed(leaves), batch),
-        {name: x.detach() for name, x in zip(features.names or (), features.roots, strict=True)},
-        parse=lambda out: _parse_decoded(out, tasks),
-    )
-    found = first_losses(decoded, batch, tuple(decoded.params), counts=here)
-    if found.shape != losses.shape or not torch.allclose(found, losses, rtol=1e-3, atol=0.0):
-        raise ValueError(
-            f"representation: decode(encode(·)) gives losses {found.tolist()}, but losses_fn gives "
-            f"{losses.tolist()}; they must be the same function"
-        )
+    return {name: x.detach() for name, x in zip(z.names or (), z.roots, strict=True)}
 
 
 def _named(z: Any) -> dict[str, Tensor]:

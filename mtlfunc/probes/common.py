@@ -26,18 +26,7 @@ from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings
 from ..gradients.operator import Engine, Measurement, TaskJacobian
 from ..gradients.run import Forward, TracedForward, check_connected, run
 from ..processes import ALONE, Group, Ranks, check_group, mask_of
-from ..types import (
-    Batch,
-    Geometry,
-    Heads,
-    LossesFn,
-    Metric,
-    Params,
-    Probe,
-    Rows,
-    Select,
-    TaskGradients,
-)
+from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Rows, Select, TaskGradients
 
 Present = Callable[[Batch], Tensor]
 """From a batch to Bool[task], which tasks have labels in it; with `group=` also how many."""
@@ -237,12 +226,8 @@ class Options(NamedTuple):
     chunk_size: int | None = None
 
     def start(self, run: Run, batch: Batch, *, several: bool = True, **facts: Any) -> Tensor:
-        """The union's losses `[task]` before the first step: see `first_losses` and `Run.started`.
-
-        Args:
-            run, batch: of the first step.
-            several: tasks share these parameters, which one of them alone should not use.
-            facts: other options, which the processes must have in common like these.
+        """The union's losses `[task]` before the first step, if it can be taken with these options,
+        and all processes have them and other `facts` in common; `several` as in `first_losses`.
         """
         check_params(run.params, mixed=run.union.group is None)
         names, (counts, weights) = select(run.params, self.shared), self._labels(run, batch)
@@ -324,30 +309,18 @@ def check_stateless(state: Any) -> None:
 
 
 def answer(
-    found: Measurement, metric: Metric | None = None, extra: Mapping[str, Tensor] | None = None
+    found: Measurement, metric: Metric | None = None, extra: dict[str, Tensor] | None = None
 ) -> TaskGradients:
     """What a rule sees of what was measured, with what else the probe knows; and the way back.
     Without a Gramian it is that of the rows, in a `metric`.
     """
-    if found.gramian is None:
+    gramian, carried = found.gramian, found.carried
+    if gramian is None:
         gramian, carried = gramians(found.rows, found.rows, metric)
-    else:
-        gramian, carried = found.gramian, found.carried
     check_leak(found, gramian, *found.heads.values())
-    extra = dict(extra or {}) | ({} if carried is None else {"carried": carried})
+    extra = (extra or {}) | ({} if carried is None else {"carried": carried})
     geometry = Geometry(found.mixed, gramian, found.preference, found.present, extra)
     return TaskGradients(found.losses, geometry, found.combine, found.aux, found.part)
-
-
-def measure_also(probe: Probe, *names: str, **fields: Any) -> Probe:
-    """A probe with other functions, which measure what it measures, and these."""
-    measures = None if probe.measures is None else probe.measures | {*names}
-    return probe._replace(measures=measures, **fields)
-
-
-def with_extra(measured: TaskGradients, extra: dict[str, Tensor]) -> TaskGradients:
-    geometry = measured.geometry
-    return measured._replace(geometry=geometry._replace(extra=geometry.extra | extra))
 
 
 def check_leak(found: Measurement, *gradients: Tensor) -> None:

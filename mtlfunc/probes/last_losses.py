@@ -72,8 +72,7 @@ def second_evaluation(probe: Probe) -> Probe:
         measured, inner = probe.update(run, batch, state.probe)
         now = of_union(run.losses(run.params, state.batch).vector, state.share, run.union)
         measured, kept = _measured(measured, state, now)
-        following = SecondEvaluationState(inner, _copied(batch), *kept)
-        return measured, following
+        return measured, SecondEvaluationState(inner, _copied(batch), *kept)
 
     measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)

@@ -14,13 +14,14 @@ from ..gradients import sample_norms
 from ..types import Batch, Params, Probe, State, TaskGradients, constructor
 from .common import Run
 
+Residuals = Callable[[Params, Batch], Tensor]
+"""Of one term of the loss, at its points: `[n]`."""
+
 Trace = Literal["sum", "mean"]
 
 
 @constructor
-def kernel_traces(
-    residuals: Sequence[Callable[[Params, Batch], Tensor]], probe: Probe, *, trace: Trace = "sum"
-) -> Probe:
+def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace = "sum") -> Probe:
     """Another probe, and tr K_k = Σ_i ‖∇r_ki‖² for every term k of the loss: the trace of the
     neural tangent kernel of its residuals r_k.
 
@@ -77,7 +78,8 @@ def kernel_traces(
                 f"residuals: {len(residuals)} functions for {len(geometry.losses)} losses; give "
                 "one a task, in the order of the losses"
             )
-        traces = [_trace(i, term, run.params, batch, trace) for i, term in enumerate(residuals)]
+        traces = [_squares(i, term, run.params, batch) for i, term in enumerate(residuals)]
+        traces = [x.sum() if trace == "sum" else x.mean() for x in traces]
         extra = geometry.extra | {"trace": torch.stack(traces).to(geometry.losses)}
         return measured._replace(geometry=geometry._replace(extra=extra)), state
 
@@ -85,10 +87,10 @@ def kernel_traces(
     return probe._replace(update=update, measures=measures, calls_model=True)
 
 
-def _trace(
-    index: int, term: Callable[[Params, Batch], Tensor], params: Params, batch: Batch, trace: Trace
-) -> Tensor:
-    def checked(params: Params, batch: Batch) -> Tensor:
+def _squares(index: int, term: Residuals, params: Params, batch: Batch) -> Tensor:
+    """‖∇r_i‖² `[n]` of a term's residuals."""
+
+    def vector(params: Params, batch: Batch) -> Tensor:
         found = term(params, batch)
         if not isinstance(found, Tensor) or found.ndim != 1 or not len(found):
             shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -97,5 +99,4 @@ def _trace(
             )
         return found
 
-    squares = sample_norms(checked, params, batch)[1].square()
-    return squares.sum() if trace == "sum" else squares.mean()
+    return sample_norms(vector, params, batch)[1].square()

@@ -42,11 +42,7 @@ class Ranks(NamedTuple):
         """
         if not values or self.size == 1:
             return list(values)
-        flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
-        dist.all_reduce(flat, group=self.group)
-        dist.broadcast(flat, group=self.group, group_src=0)
-        parts = flat.split([x.numel() for x in values])
-        return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, values, strict=True)]
+        return self._sum(values, same_bits=True)
 
     def gradient(self, grads: Params) -> Params:
         """Gradients of the union from gradients of every process's scaled losses, in an order that
@@ -55,11 +51,16 @@ class Ranks(NamedTuple):
         if not grads or self.size == 1:
             return grads
         order = sorted(grads)
-        flat = torch.cat([grads[name].detach().flatten() for name in order])
-        dist.all_reduce(flat, group=self.group)
-        parts = zip(order, flat.split([grads[name].numel() for name in order]), strict=True)
-        found = {name: part.view(grads[name].shape) for name, part in parts}
+        found = dict(zip(order, self._sum([grads[x] for x in order]), strict=True))
         return {name: found[name] for name in grads}
+
+    def _sum(self, values: Sequence[Tensor], *, same_bits: bool = False) -> list[Tensor]:
+        flat = torch.cat([x.detach().to(self.device).flatten() for x in values])
+        dist.all_reduce(flat, group=self.group)
+        if same_bits:
+            dist.broadcast(flat, group=self.group, group_src=0)
+        parts = flat.split([x.numel() for x in values])
+        return [part.view(x.shape).to(x.dtype) for part, x in zip(parts, values, strict=True)]
 
     def names(self, mine: set[str], every: Sequence[str]) -> set[str]:
         """The names that some rank has."""
@@ -74,16 +75,14 @@ class Ranks(NamedTuple):
         """
         here = mask_of(counts)
         if self.size == 1:
-            return Shares(self, 1.0, 1.0, here, here)
+            return Shares(self, 1.0, here, here)
         if counts is None:
-            return Shares(self, 1 / self.size, 1 / self.size, None, None)
+            return Shares(self, 1 / self.size, None, None)
         mine = counts.to(device=self.device, dtype=torch.float64)
         (total,) = self.add(mine.where(mine >= 0, float("nan")))
         if bool(total.isnan().any()):  # on every rank, or the others would wait
             raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
-        share = mine / total.where(total > 0, 1.0)
-        loss_share = share.where(total > 0, 1 / self.size)
-        return Shares(self, share, loss_share, mine > 0, total > 0)
+        return Shares(self, mine / total.where(total > 0, 1.0), mine > 0, total > 0)
 
     def sums(self, weightings: Tensor) -> "Shares":
         """All of every process's losses, which the union's are sums of; a task is present where
@@ -92,7 +91,7 @@ class Ranks(NamedTuple):
         present = weightings.detach().flatten(1).any(1)
         if self.size > 1:
             present = self.add(present.to(torch.float32))[0] > 0
-        return Shares(self, 1.0, 1.0, None, present)
+        return Shares(self, 1.0, None, present)
 
 
 class Shares(NamedTuple):
@@ -100,7 +99,6 @@ class Shares(NamedTuple):
 
     union: Ranks
     share: Tensor | float  # [task] of a task's samples
-    loss_share: Tensor | float  # the same, and 1/R for tasks that have labels nowhere
     here: Tensor | None  # Bool[task], the tasks that have labels on this rank; None is all
     present: Tensor | None  # Bool[task], those that have labels on any
 
@@ -140,7 +138,6 @@ class Shares(NamedTuple):
             metric, dtype: of the leaves that have rows; of the Gramian's accumulation.
         """
         union, rows, gramian, carried = self.union, found.rows, None, []
-        found = found._replace(part=self.part(found.losses))
         if whole or not rows:
             found, _ = self.totals(found)
             rows = dict(zip(rows, union.add(*rows.values()), strict=True))
@@ -166,11 +163,14 @@ class Shares(NamedTuple):
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
         if self.union.size == 1:
             return found, list(more)
-        losses, share = found.losses, _as(self.loss_share, found.losses)
+        losses, share = found.losses, _as(self.share, found.losses)
+        part = share.clone()
         if self.here is not None and self.present is not None:
+            # of a task that has labels nowhere the mean over the processes is reported
             losses = losses.where(self.here | ~self.present, 0.0)
+            share = share.where(self.present, 1 / self.union.size)
         losses, mixed, *sums = self.union.add(losses * share, found.mixed, *more)
-        return found._replace(losses=losses, mixed=mixed), sums
+        return found._replace(losses=losses, mixed=mixed, part=part), sums
 
     def over_present(self, preference: Tensor) -> Tensor:
         """How rows mix into the mean gradient, over those of tasks that have labels."""
@@ -184,10 +184,6 @@ class Shares(NamedTuple):
             return heads
         count = self.present.sum().clamp_min(1)
         return {name: grad * (len(self.present) / count.to(grad)) for name, grad in heads.items()}
-
-    def part(self, losses: Tensor) -> Tensor | None:
-        """`[task]`, what makes other losses of this batch the union's, by `of_union`."""
-        return _as(self.share, losses).clone() if self.union.size > 1 else None
 
 
 def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
