@@ -13,7 +13,7 @@ from ..gradients.operator import Measurement
 from ..gradients.run import Forward
 from ..processes import Group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
-from .common import EXPECTED, Run, check_options, check_stateless, first_losses
+from .common import EXPECTED, Run, check_memory, check_options, first_losses
 
 
 @constructor
@@ -73,7 +73,8 @@ def double_sampling(
         return run.started(losses, None, shared=names, heads=heads, batches=len(several)), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_stateless(state)
+        check_memory(isinstance(state, tuple) and not state)
+        names = select(run.params, options.shared)
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
@@ -81,7 +82,8 @@ def double_sampling(
             )
 
         def measured(one: Batch, rows: bool) -> Measurement:
-            return options.measure(run, run(one).over(options.shared), rows=rows)
+            weighs = (heads or run.heads) if run.combines else None
+            return run(one).over(options.shared).measure(rows=rows, heads=weighs)
 
         # of the third no rows are kept
         first, second, *third = [measured(one, i < 2) for i, one in enumerate(_several(batch))]
@@ -89,7 +91,7 @@ def double_sampling(
         losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
-        metric = options.metric(run)
+        metric = None if run.metric is None else run.metric(names)
         gramian, carried = gramians(one, other, metric)
         if carried is not None:
             _, its = gramians(other, one, metric)

@@ -57,15 +57,14 @@ def excess_risk(
         return losses, options.zeros(run, len(losses))
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        jacobian = options.at(run, batch)
-        found = options.measure(run, jacobian, rows=True)
+        found, metric = options.measure(run, batch, rows=True)
         rows = found.rows  # an absent task's is 0
         check_memory(same_shapes(state, rows))
         squares = {name: s + rows[name].square() for name, s in state.items()}
         roots = {name: s.where(s > 0, 1.0).sqrt() for name, s in squares.items()}  # 0/√0 is 0
         risks = [(rows[name].square() / x).reshape(len(x), -1).sum(1) for name, x in roots.items()]
         extra = {"excess_risk": torch.stack(risks).sum(0)}
-        return answer(found, jacobian.metric, extra), squares
+        return answer(found, metric, extra), squares
 
     measures = frozenset({"gramian", "excess_risk"})
     return Probe(init, update, group, measures, options.shared, metric=True)

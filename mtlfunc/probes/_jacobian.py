@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import get_args
 
 import torch
@@ -16,18 +15,18 @@ from ..gradients.operator import Engine
 from ..processes import Group
 from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
 from .common import (
+    Mix,
     Present,
     Run,
     Weightings,
     answer,
     check_memory,
     check_options,
-    check_stateless,
+    expect_rows,
+    mixture,
+    refuse_absent,
 )
 from .masks import EditRows, graddrop
-
-Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""From a key and the number of tasks to (C [row, task], preference [row])."""
 
 
 @constructor
@@ -111,7 +110,7 @@ def jacobian(
     draws = not (mix is mask is None)
     if mix is not None:
         expect_function(mix, "mix", "key, count")
-        _refuse_absent(present)
+        refuse_absent(present)
         if weightings is not None:
             raise ValueError(
                 "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
@@ -120,70 +119,39 @@ def jacobian(
         raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
     if mask is not None:
         expect_function(mask, "mask", "key, rows")
-        _expect_rows(engine, "mask edits them")
+        expect_rows(engine, "mask edits them")
     if weightings is not None:
         expect_function(weightings, "weightings", "batch")
     if group is not None:
-        _expect_rows(engine, "products of two processes' gradients (group=) need them")
+        expect_rows(engine, "products of two processes' gradients (group=) need them")
     options = check_options(
-        shared, heads, present, group, weightings=weightings, engine=engine, chunk_size=chunk_size
-    )
+        shared, heads, present, group, mix=mix, weightings=weightings, engine=engine,
+        chunk_size=chunk_size,
+    )  # fmt: skip
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        losses = options.start(run, batch, mix=mix, mask=mask)
+        losses = options.start(run, batch, mask=mask)
         if mix is not None:
-            losses = _mixed(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
+            losses = mixture(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
         return losses, random.stream(key) if draws else ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
+        key = None
         if draws:
             check_memory(isinstance(state, random.Stream))
             key, state = random.draw(state)
         else:
-            check_stateless(state)
-            key = torch.zeros((), dtype=torch.int64)
-        jacobian = options.at(run, batch)
-        if jacobian.metric is not None:
-            _expect_rows(engine, "a metric weighs their coordinates")
-        if mix is not None:
-            _refuse_absent(run.labels(None, batch))
-            jacobian = jacobian.mixed(*_mixed(mix, key, len(jacobian)))
-        found = options.measure(run, jacobian, gramian=mask is None, rows=mask is not None)
-        if mask is not None:
+            check_memory(isinstance(state, tuple) and not state)
+        edits = mask is not None
+        found, metric = options.measure(run, batch, gramian=not edits, rows=edits, key=key)
+        if mask is not None and key is not None:
             found = found._replace(rows=_masked(mask, random.fold_in(key, 1), found.rows))
-        return answer(found, jacobian.metric), state
+        return answer(found, metric), state
 
     return Probe(
         init, update, group, frozenset({"gramian"}), options.shared,
         weightings=None if mix else weightings is not None, mixes=mix is not None, metric=True,
     )  # fmt: skip
-
-
-def _expect_rows(engine: Engine, use: str) -> None:
-    """Raise where an engine makes no rows, naming the `use` that something has for them."""
-    if engine == "layerwise":
-        raise ValueError(
-            f'engine="layerwise" makes no rows, and {use}; use engine="rows" or "auto"'
-        )
-
-
-def _refuse_absent(present: object) -> None:
-    """Raise if tasks may be absent, where rows are mixtures of them."""
-    if present is not None:
-        raise ValueError(
-            "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
-        )
-
-
-def _mixed(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """What `mix` answers, if it is a matrix `[row, task]` and a preference `[row]`."""
-    matrix, preference = mix(key, count)
-    if matrix.ndim != 2 or matrix.shape[1] != count or preference.shape != matrix.shape[:1]:
-        raise ValueError(
-            f"mix: expected C [row, {count}] and a preference [row], got {list(matrix.shape)} and "
-            f"{list(preference.shape)}"
-        )
-    return matrix, preference
 
 
 def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:

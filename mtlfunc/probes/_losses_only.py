@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..processes import Group
 from ..types import Batch, Geometry, Params, Probe, State, TaskGradients, constructor
-from .common import Present, Run, check_leak, check_options, check_stateless
+from .common import Present, Run, check_leak, check_memory, check_options
 
 
 @constructor
@@ -40,8 +40,8 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
         return options.start(run, batch, several=False), ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        check_stateless(state)
-        found = options.measure(run, options.at(run, batch))
+        check_memory(isinstance(state, tuple) and not state)
+        found, _ = options.measure(run, batch)
         geometry = Geometry(found.mixed, None, found.preference, found.present, {})
 
         def combine(weights: Tensor) -> Params:

@@ -91,8 +91,7 @@ def moving_average(
         return losses, MovingAverageState(zeros, mass, mass.to(torch.int64))
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
-        jacobian = options.at(run, batch)
-        found = options.measure(run, jacobian, rows=True)
+        found, metric = options.measure(run, batch, rows=True)
         rows, present = found.rows, found.present
         check_memory(isinstance(state, MovingAverageState) and same_shapes(state.rows, rows))
         steps = state.steps + present
@@ -107,8 +106,8 @@ def moving_average(
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
         rows = {name: _over(shown, y) * y for name, y in kept.items()}
-        measured = answer(found._replace(rows=rows), jacobian.metric)
-        return measured, MovingAverageState(kept, mass, steps)
+        following = MovingAverageState(kept, mass, steps)
+        return answer(found._replace(rows=rows), metric), following
 
     measures = frozenset({"gramian", "tracked_gramian"})
     return Probe(init, update, group, measures, options.shared, metric=True)

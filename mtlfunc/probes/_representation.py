@@ -137,7 +137,7 @@ def representation(
         # z of the union is a concatenation: rows are each process's own, and their Gramians add up
         shares = jacobian.shares
         jacobian = replace(jacobian, columns=tuple(z), shares=shares._replace(union=ALONE))
-        found = options.measure(run, jacobian, gramian=True, rows=True)
+        found = jacobian.measure(gramian=True, rows=True, heads=heads or run.heads)
         assert found.gramian is not None
         found, (gramian,) = shares.totals(found, found.gramian)
 

@@ -34,6 +34,9 @@ Present = Callable[[Batch], Tensor]
 Weightings = Callable[[Batch], Tensor]
 """From a batch to A [task, sample], or [task, sample, part]: the tasks' losses are A ℓ."""
 
+Mix = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""From a key and the number of tasks to (C [row, task], preference [row])."""
+
 Labels = Tensor | Sequence[Any] | Mapping[Any, Any]
 """Which tasks have labels: a tensor, a list, or a dict by name."""
 
@@ -222,6 +225,7 @@ class Options(NamedTuple):
     heads: Heads | None = None
     present: Present | None = None
     weightings: Weightings | None = None
+    mix: Mix | None = None
     engine: Engine = "auto"
     chunk_size: int | None = None
 
@@ -242,26 +246,30 @@ class Options(NamedTuple):
             losses = run.union.size * (matrix @ forward.value)
         return run.started(
             losses, counts, shared=self.shared, heads=self.heads, present=self.present,
-            weightings=self.weightings, **facts,
-        )  # fmt: skip
-
-    def at(self, run: Run, batch: Batch) -> TaskJacobian:
-        """J over the shared parameters, of the tasks that have labels."""
-        return replace(
-            run(batch, *self._labels(run, batch)), columns=select(run.params, self.shared),
-            metric=self.metric(run), engine=self.engine, chunk_size=self.chunk_size,
+            weightings=self.weightings, mix=self.mix, **facts,
         )  # fmt: skip
 
     def measure(
-        self, run: Run, jacobian: TaskJacobian, *, gramian: bool = False, rows: bool = False
-    ) -> Measurement:
-        """What is wanted of J, and what will be called of its `combine`, heads included."""
+        self, run: Run, batch: Batch, *, gramian: bool = False, rows: bool = False,
+        key: Tensor | None = None,
+    ) -> tuple[Measurement, Metric | None]:  # fmt: skip
+        """What is wanted of J over the shared parameters, with the gradient of the heads where
+        `combine` will be called, and the optimizer's metric; of mixtures, if a `key` draws them.
+        """
+        names, labels = select(run.params, self.shared), self._labels(run, batch)
+        metric = None if run.metric is None else run.metric(names)
+        if metric is not None:
+            expect_rows(self.engine, "a metric weighs their coordinates")
+        jacobian = replace(
+            run(batch, *labels), columns=names, metric=metric, engine=self.engine,
+            chunk_size=self.chunk_size,
+        )  # fmt: skip
+        if self.mix is not None and key is not None:
+            refuse_absent(labels[0])
+            jacobian = jacobian.mixed(*mixture(self.mix, key, len(jacobian)))
         heads = (self.heads or run.heads) if run.combines else None
-        return jacobian.measure(gramian=gramian, rows=rows, combine=run.combines, heads=heads)
-
-    def metric(self, run: Run) -> Metric | None:
-        """That of the optimizer, over the shared parameters."""
-        return None if run.metric is None else run.metric(select(run.params, self.shared))
+        found = jacobian.measure(gramian=gramian, rows=rows, combine=run.combines, heads=heads)
+        return found, metric
 
     def zeros(self, run: Run, tasks: int) -> Rows:
         """Rows of zeros, for a memory of rows."""
@@ -293,6 +301,33 @@ def check_options(
     return Options(shared, heads, present, **others)
 
 
+def expect_rows(engine: Engine, use: str) -> None:
+    """Raise where an engine makes no rows, naming the `use` that something has for them."""
+    if engine == "layerwise":
+        raise ValueError(
+            f'engine="layerwise" makes no rows, and {use}; use engine="rows" or "auto"'
+        )
+
+
+def refuse_absent(present: object) -> None:
+    """Raise if tasks may be absent, where rows are mixtures of them."""
+    if present is not None:
+        raise ValueError(
+            "present: a row of mix= is a mixture that may hold absent tasks; use one of the two"
+        )
+
+
+def mixture(mix: Mix, key: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """What `mix` answers, if it is a matrix `[row, task]` and a preference `[row]`."""
+    matrix, preference = mix(key, count)
+    if matrix.ndim != 2 or matrix.shape[1] != count or preference.shape != matrix.shape[:1]:
+        raise ValueError(
+            f"mix: expected C [row, {count}] and a preference [row], got {list(matrix.shape)} and "
+            f"{list(preference.shape)}"
+        )
+    return matrix, preference
+
+
 def check_memory(fits: bool) -> None:
     """Raise unless a probe's state fits that probe."""
     if not fits:
@@ -301,11 +336,6 @@ def check_memory(fits: bool) -> None:
             "step with another probe, other parameters or another number of tasks: use init of "
             "this step"
         )
-
-
-def check_stateless(state: Any) -> None:
-    """Raise unless a probe's state is that of one without memory."""
-    check_memory(isinstance(state, tuple) and not state)
 
 
 def answer(

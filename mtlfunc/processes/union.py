@@ -73,11 +73,10 @@ class Ranks(NamedTuple):
         """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
         or equal parts without any.
         """
-        here = mask_of(counts)
-        if self.size == 1:
-            return Shares(self, 1.0, here, here)
         if counts is None:
             return Shares(self, 1 / self.size, None, None)
+        if self.size == 1:
+            return Shares(self, 1.0, here := mask_of(counts), here)
         mine = counts.to(device=self.device, dtype=torch.float64)
         (total,) = self.add(mine.where(mine >= 0, float("nan")))
         if bool(total.isnan().any()):  # on every rank, or the others would wait
