@@ -59,7 +59,7 @@ def double_sampling(
         >>> probe.update(mf.Run.of(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    options = check_options(shared, heads, group=group)
+    options = check_options(shared, heads=heads, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params)

@@ -50,7 +50,7 @@ def excess_risk(
         [3.0, 4.0]
     """
 
-    options = check_options(shared, heads, present, group)
+    options = check_options(shared, heads=heads, present=present, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses = options.start(run, batch)

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, check_option
+from ..core.checks import check_count
 from ..core.expect import expect_function
 from ..core.tree import same_shapes
 from ..gradients.operator import Engine
 from ..processes import Group
 from ..types import Batch, Heads, Probe, Rows, Select, State, TaskGradients, constructor
-from .common import (
-    Mix,
-    Present,
-    Run,
-    Weightings,
-    answer,
-    check_memory,
-    check_options,
-    expect_rows,
-    mixture,
-    refuse_absent,
-)
+from .common import Mix, Present, Run, Weightings, answer, check_memory, check_options, expect_rows
 from .masks import EditRows, graddrop
 
 
@@ -105,34 +92,19 @@ def jacobian(
         >>> info.gramian.tolist(), grads["trunk"].tolist(), grads["b"].tolist()
         ([[1.0, 1.0], [1.0, 2.0]], [1.0, 0.0], [1.0, 1.0])
     """
-    check_option(engine, "engine", get_args(Engine))
-    check_count(chunk_size, "chunk_size", none=True)
-    draws = not (mix is mask is None)
-    if mix is not None:
-        expect_function(mix, "mix", "key, count")
-        refuse_absent(present)
-        if weightings is not None:
-            raise ValueError(
-                "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
-            )
+    options = check_options(
+        shared, heads=heads, present=present, group=group, weightings=weightings, mix=mix,
+        engine=engine, chunk_size=chunk_size,
+    )  # fmt: skip
     if mask is graddrop:
         raise TypeError("mask: got the function graddrop itself; call it, mtlfunc.graddrop()")
     if mask is not None:
         expect_function(mask, "mask", "key, rows")
         expect_rows(engine, "mask edits them")
-    if weightings is not None:
-        expect_function(weightings, "weightings", "batch")
-    if group is not None:
-        expect_rows(engine, "products of two processes' gradients (group=) need them")
-    options = check_options(
-        shared, heads, present, group, mix=mix, weightings=weightings, engine=engine,
-        chunk_size=chunk_size,
-    )  # fmt: skip
+    draws = not (mix is mask is None)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
-        losses = options.start(run, batch, mask=mask)
-        if mix is not None:
-            losses = mixture(mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
+        losses = options.start(run, batch, key=key, mask=mask)
         return losses, random.stream(key) if draws else ()
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:

@@ -82,7 +82,7 @@ def moving_average(
         if values_readable(rate) and rate > 1:
             raise ValueError(f"rate: expected a number in (0, 1], got {float(rate)}")
 
-    options = check_options(shared, heads, present, group)
+    options = check_options(shared, heads=heads, present=present, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses = options.start(run, batch, rate=rate, corrected=corrected)

@@ -85,7 +85,7 @@ def representation(
     """
     expect_function(encode, "encode", "params, batch")
     expect_function(decode, "decode", "params, z, batch")
-    options = check_options(shared, heads, present, group)
+    options = check_options(shared, heads=heads, present=present, group=group)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         params = run.params

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
+from ..core import random
 from ..core.checks import (
     all_present,
+    check_count,
     check_finite,
     check_losses,
     check_option,
@@ -229,9 +231,13 @@ class Options(NamedTuple):
     engine: Engine = "auto"
     chunk_size: int | None = None
 
-    def start(self, run: Run, batch: Batch, *, several: bool = True, **facts: Any) -> Tensor:
-        """The union's losses `[task]` before the first step, if it can be taken with these options,
-        and all processes have them and other `facts` in common; `several` as in `first_losses`.
+    def start(
+        self, run: Run, batch: Batch, *, key: Tensor | None = None, several: bool = True,
+        **facts: Any,
+    ) -> Tensor:  # fmt: skip
+        """The union's losses `[row]` before the first step, if it can be taken with these options,
+        and all processes have them and other `facts` in common; `several` as in `first_losses`,
+        `key` as in `measure`.
         """
         check_params(run.params, mixed=run.union.group is None)
         names, (counts, weights) = select(run.params, self.shared), self._labels(run, batch)
@@ -244,10 +250,13 @@ class Options(NamedTuple):
             check_finite(forward.value, "losses")
             # of this process's samples: 1/R of each rank's, as many as there are, is their sum
             losses = run.union.size * (matrix @ forward.value)
-        return run.started(
+        losses = run.started(
             losses, counts, shared=self.shared, heads=self.heads, present=self.present,
             weightings=self.weightings, mix=self.mix, **facts,
         )  # fmt: skip
+        if self.mix is None or key is None:
+            return losses
+        return mixture(self.mix, random.fold_in(key, 0), len(losses))[0].to(losses) @ losses
 
     def measure(
         self, run: Run, batch: Batch, *, gramian: bool = False, rows: bool = False,
@@ -283,22 +292,31 @@ class Options(NamedTuple):
         return (counts, None) if weights is None else (None, of_labelled(weights, counts))
 
 
-def check_options(
-    shared: Select = "*", heads: Heads | None = None, present: Present | None = None,
-    group: Group = None, **others: Any,
-) -> Options:  # fmt: skip
-    """Options that probes take. `shared` is for every step: an iterator is used up by the first,
-    and a probe does not call a module.
+def check_options(shared: Select = "*", *, group: Group = None, **others: Any) -> Options:
+    """Options of a probe. `shared` is for every step: an iterator is used up by the first, and a
+    probe does not call a module.
     """
-    check_option(heads, "heads", (None, *get_args(Heads)))
-    if present is not None:
-        expect_function(present, "present", "batch")
-    check_group(group)
     if isinstance(shared, nn.Module):
         shared = (shared,)
     elif isinstance(shared, Iterable) and not isinstance(shared, str | Tensor | tuple):
         shared = tuple(shared)
-    return Options(shared, heads, present, **others)
+    options = Options(shared, **others)
+    check_option(options.heads, "heads", (None, *get_args(Heads)))
+    check_option(options.engine, "engine", get_args(Engine))
+    check_count(options.chunk_size, "chunk_size", none=True)
+    takes = {"present": "batch", "weightings": "batch", "mix": "key, count"}
+    for name, arguments in takes.items():
+        if (function := getattr(options, name)) is not None:
+            expect_function(function, name, arguments)
+    if options.mix is not None:
+        refuse_absent(options.present)
+        if options.weightings is not None:
+            raise ValueError(
+                "mix: weightings= say what the rows are; multiply the mixture into them, C @ A"
+            )
+    if check_group(group) is not None:
+        expect_rows(options.engine, "products of two processes' gradients (group=) need them")
+    return options
 
 
 def expect_rows(engine: Engine, use: str) -> None:
