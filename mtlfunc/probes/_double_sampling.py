@@ -31,8 +31,8 @@ def double_sampling(
         shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
             batches or from the third.
-        group: the processes whose first batches are one batch, their second ones another, as in
-            `mtlfunc.jacobian`; every rank counts alike, and keeps the whole rows.
+        group: as in `mtlfunc.jacobian`, of whose processes the first batches are one batch, the
+            second ones another; every rank counts alike, and keeps the whole rows.
 
     Returns:
         a probe whose Gramian `[task, task]` is **not symmetric** and whose diagonal may be

@@ -11,23 +11,18 @@ from .common import Present, Run, answer, check_memory, check_options
 
 @constructor
 def excess_risk(
-    shared: Select = "*",
-    *,
-    present: Present | None = None,
-    heads: Heads | None = None,
+    shared: Select = "*", *, present: Present | None = None, heads: Heads | None = None,
     group: Group = None,
-) -> Probe:
+) -> Probe:  # fmt: skip
     """`mtlfunc.jacobian`, and how far each task is from convergence, e_t = Σ_k J_tk²/√S_tk.
 
     S ← S + J∘J sums squares over the steps, so e_t is g_tᵀH_t⁻¹g_t with AdaGrad's diagonal for H_t.
 
     Args:
         shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
-        present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
-            task's squares stand still where it is absent. None is all.
+        present: as in `mtlfunc.jacobian`; a task's squares stand still where it is absent.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
-        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
-            same memory.
+        group: as in `mtlfunc.jacobian`; all processes keep the same memory.
 
     Returns:
         a probe with T rows of squares to remember; `geometry.extra["excess_risk"]` is e `[task]`,

@@ -18,17 +18,11 @@ from .masks import EditRows, graddrop
 
 @constructor
 def jacobian(
-    shared: Select = "*",
-    *,
-    mix: Mix | None = None,
-    mask: EditRows | None = None,
-    present: Present | None = None,
-    weightings: Weightings | None = None,
-    heads: Heads | None = None,
-    engine: Engine = "auto",
-    chunk_size: int | None = None,
+    shared: Select = "*", *, mix: Mix | None = None, mask: EditRows | None = None,
+    present: Present | None = None, weightings: Weightings | None = None,
+    heads: Heads | None = None, engine: Engine = "auto", chunk_size: int | None = None,
     group: Group = None,
-) -> Probe:
+) -> Probe:  # fmt: skip
     """The geometry of the tasks' gradients in the shared parameters.
 
     One forward pass, and T backward passes that stop at the shared parameters. Absent tasks (see
@@ -60,9 +54,8 @@ def jacobian(
         heads: the other parameters get the gradient of the mean loss (`"plain"`), of Σ L_t, so that
             each head sees its own undiminished loss (`"own"`), or of Σ w_t L_t (`"weighted"`, one
             more backward pass). None asks the rule: docs/methods/heads.md.
-        engine: as in `task_gramian`; leaves without rows are combined by one more backward pass.
-        chunk_size: rows differentiated in one batched pass; 1 is a plain loop, None the faster of
-            all and 1, by a model of the device.
+        engine: as in `task_jacobian`; leaves without rows are combined by one more backward pass.
+        chunk_size: how many rows one backward pass carries, as in `task_jacobian`.
         group: the processes whose batches are one batch: a process group of torch.distributed or a
             one-dimensional DeviceMesh; None is this process alone. Losses, Gramian, weights and
             gradient are then those of the union, the weights bit by bit on every rank, and every

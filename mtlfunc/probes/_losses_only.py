@@ -14,10 +14,8 @@ def losses_only(*, present: Present | None = None, group: Group = None) -> Probe
     """No gradient is measured: for rules that read losses alone, at the price of one backward pass.
 
     Args:
-        present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
-            `mtlfunc.jacobian`; None is all.
-        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; the step's
-            gradient is all-reduced.
+        present: the tasks that have labels in this batch, as in `mtlfunc.jacobian`.
+        group: as in `mtlfunc.jacobian`; the step's gradient is all-reduced.
 
     Returns:
         a probe without a Gramian: `mtlfunc.balance` refuses a rule that reads one. Every parameter

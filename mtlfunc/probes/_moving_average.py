@@ -28,14 +28,9 @@ class MovingAverageState(NamedTuple):
 
 @constructor
 def moving_average(
-    shared: Select = "*",
-    *,
-    rate: Rate = 0.1,
-    corrected: bool = False,
-    present: Present | None = None,
-    heads: Heads | None = None,
-    group: Group = None,
-) -> Probe:
+    shared: Select = "*", *, rate: Rate = 0.1, corrected: bool = False,
+    present: Present | None = None, heads: Heads | None = None, group: Group = None,
+) -> Probe:  # fmt: skip
     """`mtlfunc.jacobian` on rows averaged over the steps: Y ← Y - β(Y - J), from Y = 0.
 
     Args:
@@ -44,11 +39,9 @@ def moving_average(
             k: 0.5 / k**0.5`; 1 does not average at all.
         corrected: divide Y by 1 - Π(1 - β), as Adam does: an average of gradients from the first
             step on, where Y itself starts β times as long.
-        present: `batch -> Bool[task]`, the tasks that have labels, as in `mtlfunc.jacobian`; a
-            task's row stands still where it is absent. None is all.
+        present: as in `mtlfunc.jacobian`; a task's row stands still where it is absent.
         heads: the gradient of the other parameters, as in `mtlfunc.jacobian`.
-        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`; all keep the
-            same memory.
+        group: as in `mtlfunc.jacobian`; all processes keep the same memory.
 
     Returns:
         a probe that remembers T rows over the shared parameters; the Gramian is YYᵀ, and the

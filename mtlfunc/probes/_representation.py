@@ -30,14 +30,9 @@ Decode = Callable[[Params, Any, Batch], Any]
 
 @constructor
 def representation(
-    encode: Encode,
-    decode: Decode,
-    *,
-    shared: Select = "*",
-    present: Present | None = None,
-    heads: Heads | None = None,
-    group: Group = None,
-) -> Probe:
+    encode: Encode, decode: Decode, *, shared: Select = "*", present: Present | None = None,
+    heads: Heads | None = None, group: Group = None,
+) -> Probe:  # fmt: skip
     """The geometry at z = encode(params, batch): T passes through the heads, one through the trunk.
 
     Rows are ∂L_t/∂z. With rule `mgda()` this is MGDA-UB: ‖Σ w_t ∂L_t/∂θ‖ <=
@@ -51,13 +46,12 @@ def representation(
         encode: `(params, batch) -> z`, a tensor or a dict of tensors.
         decode: `(params, z, batch) -> losses` in any form that `losses_fn` may have (a dict if that
             gives one); `losses_fn` is the composition of the two.
-        shared: the parameters that act through z: a glob, a predicate, a module, or several globs,
-            modules or parameters; `init` raises if encode uses another one.
-        present: `batch -> Bool[task]`, the tasks that have labels in this batch, as in
-            `mtlfunc.jacobian`; None is all.
+        shared: the parameters that act through z, in any form that `mtlfunc.jacobian` takes; `init`
+            raises if encode uses another one.
+        present: the tasks that have labels in this batch, as in `mtlfunc.jacobian`.
         heads: the gradient of the parameters through decode, as in `mtlfunc.jacobian`.
-        group: the processes whose batches are one batch, as in `mtlfunc.jacobian`. z of the union
-            is the concatenation, so that the Gramian is a sum and one gradient is all-reduced.
+        group: as in `mtlfunc.jacobian`. z of the union is the concatenation, so that the Gramian is
+            a sum and one gradient is all-reduced.
 
     Returns:
         a probe whose `combine(weights)` is the gradient of Σ w_t L_t through z, plus that of the

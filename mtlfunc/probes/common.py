@@ -109,20 +109,18 @@ class Run:
 
         Args:
             batch: as `losses_fn` takes it.
-            counts: this process's labels `[task]`, booleans or numbers of them, as `labels` has
-                them; None is all, and as many on every process.
-            weightings: A of this process's samples, as `weightings` has it, whose rows say who has
-                labels; counts are not read then.
+            counts: this process's labels `[task]`, as `labels` has them; None is all, and as many
+                on every process.
+            weightings: of this process's samples, as `weightings` has them, instead of counts.
 
         Raises:
-            ValueError: for another number of tasks, and where the loss of a task with labels has no
-                graph.
+            ValueError: for another number of tasks, and where a task with labels has no graph.
         """
-        counts = None if counts is None else expect_labels(counts, counts=True)
         forward, params = self.forward(batch), self.params
         if weightings is not None:
             jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
             return replace(jacobian, shares=self.union.sums(weightings))
+        counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
         refuse_constant(forward, shares.here)
         return TaskJacobian(
@@ -406,13 +404,9 @@ def refuse_constant(forward: Forward | TracedForward, here: Tensor | None) -> No
 
 
 def first_losses(
-    run: Run,
-    batch: Batch,
-    shared: tuple[str, ...],
-    *,
-    several: bool = False,
+    run: Run, batch: Batch, shared: tuple[str, ...], *, several: bool = False,
     counts: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Losses `[task]` of one forward pass that leaves no trace, 0 for absent tasks.
 
     Where values can be read, also an error about a task that does not depend on `shared`, and, if

@@ -70,9 +70,9 @@ def second_evaluation(probe: Probe) -> Probe:
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(run, batch, state.probe)
-        now = of_union(run.losses(run.params, state.batch).vector, state.share, run.union)
-        measured, kept = _measured(measured, state, now)
-        return measured, SecondEvaluationState(inner, _copied(batch), *kept)
+        now = run.losses(run.params, state.batch).vector
+        following = state._replace(probe=inner, batch=_copied(batch))
+        return _remember(run, measured, following, now)
 
     measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)
@@ -106,9 +106,8 @@ def observed(probe: Probe) -> Probe:
                 "evaluated again (no graph is needed)"
             )
         measured, inner = probe.update(run, batch, state.probe)
-        now = of_union(state.now, state.share, run.union)
-        measured, kept = _measured(measured, state, now)
-        return measured, ObservedState(inner, *kept, state.now, torch.ones_like(state.due))
+        following = state._replace(probe=inner, due=torch.ones_like(state.due))
+        return _remember(run, measured, following, state.now)
 
     measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures)
@@ -121,11 +120,13 @@ def _no_step(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return losses.new_zeros(rows), nobody, losses.new_ones(rows)
 
 
-def _measured(
-    measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
-) -> tuple[TaskGradients, tuple[Tensor, Tensor, Tensor]]:
-    """With the last batch's losses in the geometry; and the losses, tasks and shares to keep."""
-    geometry = measured.geometry
+def _remember(
+    run: Run, measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
+) -> tuple[TaskGradients, State]:
+    """With the last batch's losses, before its step and `now`, in the geometry; and the state with
+    this batch's.
+    """
+    geometry, now = measured.geometry, of_union(now, state.share, run.union)
     if geometry.losses.shape != now.shape:
         raise ValueError(
             f"second_evaluation: the probe mixes {len(now)} tasks into {len(geometry.losses)} "
@@ -133,13 +134,14 @@ def _measured(
         )
     last = (state.losses, now.where(state.present, 0.0), state.present)
     extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
+    share = 1.0 if measured.part is None else measured.part
     # Laid out as before: a state of other strides would make the compiler start twice.
-    kept = (
-        torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
-        torch.zeros_like(state.present) | geometry.present,
-        torch.zeros_like(state.share) + (1.0 if measured.part is None else measured.part),
+    following = state._replace(
+        losses=torch.zeros_like(state.losses) + measured.losses.where(geometry.present, 0.0),
+        present=torch.zeros_like(state.present) | geometry.present,
+        share=torch.zeros_like(state.share) + share,
     )
-    return measured._replace(geometry=geometry._replace(extra=extra)), kept
+    return measured._replace(geometry=geometry._replace(extra=extra)), following
 
 
 def _copied(batch: Batch) -> Batch:
