@@ -108,9 +108,9 @@ class Shares(NamedTuple):
             ValueError: for labels of another number of tasks.
         """
         here = mask_of(self.here, len(losses))
-        if not (here is None and self.share == 1.0) and self.union.size > 1:
-            share = _as(self.share, losses)
-            return share if here is None else share.where(here, 0.0)
+        if self.union.size > 1:
+            summed = here is None and self.share == 1.0
+            return None if summed else _as(self.share, losses)
         return None if here is None or all_present(here) else here.to(losses)
 
     def left_out(self) -> frozenset[int]:
@@ -150,13 +150,10 @@ class Shares(NamedTuple):
             gramian = 0.5 * (gramian + gramian.mT)
         inner = found.pullback
         return found._replace(
-            rows=rows,
-            gramian=gramian,
-            carried=carried[0] if carried else None,
+            rows=rows, gramian=gramian, carried=carried[0] if carried else None, restore=back,
             heads=union.gradient(found.heads),
             pullback=lambda weights, *names: union.gradient(inner(weights, *names)),
-            restore=back,
-        )
+        )  # fmt: skip
 
     def totals(self, found: Any, *more: Tensor) -> tuple[Any, list[Tensor]]:
         """The union's losses instead of this process's, and sums of `more`, in one exchange."""
