@@ -138,8 +138,7 @@ def representation(
         def combine(weights: Tensor) -> Params:
             grads = found.combine(weights)
             at_z = {name: grads[name] for name in z}
-            outside = is_differentiated((z, found.rows, at_z))
-            with nullcontext() if outside else torch.no_grad():
+            with nullcontext() if is_differentiated((z, found.rows, at_z)) else torch.no_grad():
                 trunk = real_of(pull(at_z)[0])
             return shares.union.gradient({x: trunk[x] + grads[f"decode {x}"] for x in params})
 
