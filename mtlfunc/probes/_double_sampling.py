@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..core.checks import all_rows_mask, check_params
 from ..core.tree import gramians, map_params, select
-from ..gradients.operator import Measurement
 from ..gradients.run import Forward
 from ..processes import Group
 from ..types import Batch, Geometry, Heads, Params, Probe, Select, State, TaskGradients, constructor
@@ -59,7 +58,7 @@ def double_sampling(
         >>> probe.update(mf.Run.of(losses, params), batches, state)[0].geometry.gramian.tolist()
         [[3.0, 5.0], [6.0, 10.0]]
     """
-    options = check_options(shared, heads=heads, group=group)
+    options = check_options(shared, heads=heads, group=group, engine="rows")
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         check_params(run.params)
@@ -74,24 +73,18 @@ def double_sampling(
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, tuple) and not state)
-        names = select(run.params, options.shared)
         if run.labels(None, batch) is not None:
             raise ValueError(
                 "present: double_sampling multiplies two batches' gradients, of which every task "
                 "needs labels; leave present out"
             )
-
-        def measured(one: Batch, rows: bool) -> Measurement:
-            weighs = (heads or run.heads) if run.combines else None
-            return run(one).over(options.shared).measure(rows=rows, heads=weighs)
-
         # of the third no rows are kept
-        first, second, *third = [measured(one, i < 2) for i, one in enumerate(_several(batch))]
-        stepped = stepped_on([first, second, *third])
+        measured = [options.measure(run, one, rows=i < 2) for i, one in enumerate(_several(batch))]
+        found, metric = [x for x, _ in measured], measured[0][1]
+        first, second, stepped = found[0], found[1], stepped_on(found)
         losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
         one, other = first.rows, second.rows
-        metric = None if run.metric is None else run.metric(names)
         gramian, carried = gramians(one, other, metric)
         if carried is not None:
             _, its = gramians(other, one, metric)
@@ -103,11 +96,11 @@ def double_sampling(
             grads = [x.combine(weights) for x in stepped]
             return map_params(lambda a, b: 0.5 * (a + b), *grads) if grads[1:] else grads[0]
 
-        aux = tuple(x.aux for x in (first, second, *third))
+        aux = tuple(x.aux for x in found)
         return TaskGradients(losses, geometry, combine, () if aux[0] == () else aux), state
 
     measures = frozenset({"cross_gramian", "second_losses"})
-    return Probe(init, update, group, measures, metric=True)
+    return Probe(init, update, group, measures, options.shared, metric=True)
 
 
 def _several(batch: Batch) -> tuple[Any, ...]:
