@@ -146,7 +146,9 @@ class Run:
                 "entries of present=": None if counts is None else len(counts),
             }
             self.union.check(given | self.facts() | facts)
-        return self.union.shares(counts).total(losses)
+        here = mask_of(counts, len(losses))
+        losses = losses if here is None else losses.where(here, 0.0)
+        return self.union.total(losses, self.union.shares(counts).share)
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""

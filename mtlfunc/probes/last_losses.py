@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core.expect import expect_probe
 from ..core.internals import tree_leaves, tree_map
-from ..processes import of_union
 from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients, constructor
 from .common import Run, check_memory
 
@@ -126,7 +125,7 @@ def _remember(
     """With the last batch's losses, before its step and `now`, in the geometry; and the state with
     this batch's.
     """
-    geometry, now = measured.geometry, of_union(now, state.share, run.union)
+    geometry, now = measured.geometry, run.union.total(now, state.share)
     if geometry.losses.shape != now.shape:
         raise ValueError(
             f"second_evaluation: the probe mixes {len(now)} tasks into {len(geometry.losses)} "

@@ -83,6 +83,13 @@ class Ranks(NamedTuple):
             raise ValueError("present: a rank's counts are negative or NaN; expected numbers >= 0")
         return Shares(self, mine / total.where(total > 0, 1.0), mine > 0, total > 0)
 
+    def total(self, losses: Tensor, share: Tensor | float) -> Tensor:
+        """The union's losses `[task]`, from this process's and its share in each."""
+        if self.size == 1:
+            return losses
+        share = _as(share, losses)
+        return self.add(losses.where(share > 0, 0.0) * share)[0]
+
     def sums(self, weightings: Tensor) -> "Shares":
         """All of every process's losses, which the union's are sums of; a task is present where
         some process has `weightings` [task, *losses] other than 0 of it.
@@ -118,12 +125,6 @@ class Shares(NamedTuple):
         if self.here is None or not is_readable(self.here):
             return frozenset()
         return frozenset(t for t, here in enumerate(self.here.tolist()) if not here)
-
-    def total(self, losses: Tensor) -> Tensor:
-        """The union's losses from this process's, 0 for tasks without labels."""
-        scale = self.scale(losses)
-        local = losses if scale is None else losses.where(scale != 0, 0.0) * scale
-        return self.union.add(local)[0]
 
     def summed(
         self, found: Any, *, whole: bool, metric: Metric | None, dtype: torch.dtype | None
@@ -224,13 +225,6 @@ def mask_of(counts: Tensor | None, tasks: int | None = None) -> Tensor | None:
 ALONE = Ranks()
 WHOLE = ALONE.shares(None)
 """Of one process, whose tasks all have labels."""
-
-
-def of_union(losses: Tensor, share: Tensor, union: Ranks) -> Tensor:
-    """The union's losses `[task]` from every process's and its shares `[task]`."""
-    if union.size == 1:
-        return losses
-    return union.add(losses.where(share > 0, 0.0) * share.to(losses))[0]
 
 
 def _pieces(
