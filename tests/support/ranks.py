@@ -400,6 +400,8 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(heads="own" if rank else "plain"), "differ in heads")
     fails(begin(mask=mf.graddrop() if rank else None), "differ in mask")
     fails(begin(present=labels_in if rank else None), "whether present= is given")
+    tracked = mf.moving_average(TRUNK, rate=0.1 * (1 + rank), group=world())
+    fails(lambda: mf.balance(losses_of, mf.mean(), tracked).init(PARAMS, BATCH), "differ in rate")
     fails(lambda: mf.jacobian(engine="layerwise", group=world()), "layerwise")
     fails(lambda: mf.jacobian(group="world"), "process group")
     fails(lambda: mf.Balancer(DistributedDataParallel(TrunkAndHeads(0)), mf.mgda()), "group=")
