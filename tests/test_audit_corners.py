@@ -95,7 +95,7 @@ def test_rounding_of_a_zero_direction_is_no_failure():
 
 
 def test_a_state_that_the_first_losses_do_not_move_is_no_defect():
-    def update(geometry: Any, state: Any) -> Any:  # a moving average, which starts at its first value
+    def update(geometry: Any, state: Any) -> Any:  # an average that starts at its first value
         after = 0.9 * state + 0.1 * geometry.losses
         return torch.softmax(after, -1), after
 

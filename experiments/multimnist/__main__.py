@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "best learning rate. Without --data on scikit-learn's digits with dense networks, in six "
         "settings (wider, longer, four architectures): about five minutes. With --data on "
         "MultiMNIST, MultiFashion or both mixed, with the official MultiLeNet and SGD. Its own "
-        f"defaults are {len(METHODS)} methods in plain hard sharing, four fronts and a tenth of the "
+        f"defaults are {len(METHODS)} methods in hard sharing, four fronts and a tenth of the "
         "images, 10 epochs, 6 seeds: two to three hours on two cores. With --data and --full "
         "every setting has the papers' 100 epochs, for a GPU. With --data the first seed chooses "
         "learning rates on held-out images, and the other seeds give the results (with two seeds, "
