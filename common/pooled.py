@@ -151,8 +151,14 @@ def arms_table(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str])
         lines.append([name, f"**{verdict}**"])
         for i in (k, k + len(arms)):
             lines[-1] += [bracket(found[i].mixed), f"{p[i]:.2g}", bracket(found[i].drawn)]
-    columns = ["arm", "Nash-MTL's gain", "less the mean loss", "Holm's p", "bootstrap"]
-    return markdown([*columns, "Nash-MTL less it", "Holm's p", "bootstrap"], lines)
+    columns = ["arm", "Nash-MTL's gain", "arm − mean loss", "Holm's p", "bootstrap"]
+    table = markdown([*columns, "Nash-MTL − arm", "Holm's p", "bootstrap"], lines)
+    legend = (
+        f"Differences of accuracy in points, in the mean over all settings, with 95 % intervals. "
+        f"Nash-MTL is `{nash}`. An arm keeps its gain where the arm is shown to be above the mean "
+        "loss and Nash-MTL is not shown to be above the arm. It loses it where Nash-MTL is."
+    )
+    return f"{legend}\n\n{table}"
 
 
 def alone_table(

@@ -58,27 +58,53 @@ def write(left: Path, found: Mapping[str, Any]) -> None:
         shutil.copy(left / f"{figure}.png", page.parent / f"{name}-{figure}.png")
 
 
-def sentence(kept: Mapping[str, dict[str, Any]], page: str) -> str:
-    """Of the README: which rules are shown to differ from the mean loss on which set, all intervals
-    of a set together; and which of these had their best rate at the edge, as the page's table says.
+def sentences(kept: Mapping[str, dict[str, Any]], page: str) -> list[str]:
+    """Of the README: which rules are shown to differ from the mean loss on which set in hard
+    sharing, all intervals of a set together, and which of these had their best rate at the edge, as
+    the page's table says; how many do so in other settings, those of a setting together.
     """
-    shown, count = [], 0
+    shown, count, elsewhere, others = [], 0, [], 0
     for kind, found in kept.items():
-        own = accuracies(BASE, found["accuracies"][BASE])[BASE]
-        del own[BOTH]
-        rivals = against(own, "mean")
-        count += len(rivals)
-        for name, gain in rivals.items():
-            if gain.low > 0 or gain.high < 0:
-                side = "better" if gain.low > 0 else "worse"
-                edge = _edge(part(page, _block(kind)), name)
-                shown.append(f"{name} is {side} on {SETS[kind]}{edge}")
+        for setting, tests in found["accuracies"].items():
+            own = accuracies(setting, tests)[setting]
+            del own[BOTH]
+            rivals = against(own, "mean")
+            sides = {
+                name: "better" if gain.low > 0 else "worse"
+                for name, gain in rivals.items()
+                if gain.low > 0 or gain.high < 0
+            }
+            if setting != BASE:
+                others += len(rivals)
+                elsewhere += [f"{name} is {side}" for name, side in sides.items()]
+                continue
+            count += len(rivals)
+            edges = {name: _edge(part(page, _block(kind)), name) for name in sides}
+            shown += [f"{n} is {side} on {SETS[kind]}{edges[n]}" for n, side in sides.items()]
     seeds = " and ".join(dict.fromkeys(str(len(found["seeds"])) for found in kept.values()))
-    said = "shows" if len(shown) == 1 else "show"
-    return f"""On real images, with {seeds} seeds, {len(shown)} of {count} comparisons with the mean
-        loss {said} a difference{": " + ", ".join(shown) if shown else ""}."""
+    said = [
+        f"""On real images, with one trunk and {seeds} seeds, {len(shown)} of {count} comparisons
+        with the mean loss {_show(shown)}{_those(shown)}."""
+    ]
+    if others:
+        each = [f"{x} {elsewhere.count(x)} times" for x in sorted({*elsewhere})]
+        each = [x.replace(" 1 times", " once") for x in each]
+        said.append(
+            f"""With other networks or lengths of training {len(elsewhere)} of {others}
+            {_show(elsewhere).removesuffix(" a difference")} one{_those(each)}."""
+        )
+    return said
+
+
+def _show(shown: list[str]) -> str:
+    return f"show{'s' if len(shown) == 1 else ''} a difference"
+
+
+def _those(shown: list[str]) -> str:
+    return ": " + ", ".join(shown) if shown else ""
 
 
 def _edge(table: str, rule: str) -> str:
     row = re.search(rf"^\| {BASE} +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
-    return " (its rate at the edge of the grid)" if row and "(edge)" in row[0] else ""
+    edge = " (at an end of the learning rates)"
+    return edge if row and "(edge)" in row[0] else ""

@@ -357,18 +357,19 @@ def summary(page: str) -> str:
 
     flowing = " ".join(page.split())
     count = judged_counts(standing())
-    contestants = said(r"average rank of ([0-9]+)")
+    rivals = int(said(r"average rank of ([0-9]+)")) - 1  # one is the mean loss
+    problems = said(r"contestants by mean score over ([0-9]+) problems")
     against = said(r"Against mean, one rule at a time: (better [^;.]*)[;.]")
     better = against.removeprefix("better ")
     who, are = ("none", "is") if better == "none" else (better, "are")
     lines = [
-        f"""Of {count["judged"]} claims that we judged as the papers state them,
-        {count["holds"]} hold, {count["does not hold"]} do not, and [the others](docs/claims.md)
-        hold under a condition or stay open.""",
-        images.sentence(judged_images.kept(), page),
+        f"""Of {count["judged"]} claims of papers that we tested as stated, {count["holds"]} hold,
+        {count["does not hold"]} do not, and [the others](docs/claims.md) need a condition or stay
+        open.""",
+        *images.sentences(judged_images.kept(), page),
         molecules.sentence(),
-        f"""On small problems, at their best rates, {who} of {contestants} methods {are}
-        significantly better than the mean.""",
+        f"""On {problems} small problems {who} of {rivals} methods, each at its best learning rate,
+        {are} significantly better.""",
     ]
     return marked("summary", bullets(lines))
 

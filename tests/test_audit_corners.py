@@ -94,6 +94,16 @@ def test_rounding_of_a_zero_direction_is_no_failure():
     assert exact["Pareto-stationary fixed points"].status == "holds"
 
 
+def test_a_state_that_the_first_losses_do_not_move_is_no_defect():
+    def update(geometry: Any, state: Any) -> Any:  # an average that starts at its first value
+        after = 0.9 * state + 0.1 * geometry.losses
+        return torch.softmax(after, -1), after
+
+    rule = mf.Rule(lambda losses, key: losses, update, frozenset({"losses"}))
+    found = audit(rule, only=["state round-trip"])
+    assert found["state round-trip"].status == "holds"
+
+
 @pytest.mark.parametrize("rule", ["config", "aligned_mtl"])
 def test_order_is_no_failure_of_what_does_not_depend_on_it(rule):
     """The weights of [[1, 1], [0, -1], [-1, 0]] are 1e-17 and their order is rounding."""

@@ -367,6 +367,8 @@ TYPES = {
     "stateless": (lambda: mf.stateless(lambda: G), r"stateless: expected f\(gramian\)"),
     "params": (lambda: mf.task_gradients(vector, torch.nn.Linear(2, 1), BATCH), "params:"),
     "params leaf": (lambda: mf.task_gradients(vector, {"w": 1.0}, BATCH), r"params\['w'\]:"),
+    "losses that exist": (lambda: mf.task_jacobian(G[0], PARAMS), "losses_fn: expected a function"),
+    "a generator": (lambda: mf.explain_gramian(vector, NET.parameters(), BATCH), "params:"),
     "sparse Gramian": (lambda: mf.weights(mf.mean(), G.to_sparse()), "gramian:"),
 }
 CASES = {

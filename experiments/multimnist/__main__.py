@@ -75,12 +75,12 @@ def _parser() -> argparse.ArgumentParser:
         "Two overlaid images: one network for both against one for each, every method at its own "
         "best learning rate. Without --data on scikit-learn's digits with dense networks, in six "
         "settings (wider, longer, four architectures): about five minutes. With --data on "
-        "MultiMNIST, MultiFashion or both mixed, with the official MultiLeNet and SGD: by default "
-        f"{len(METHODS)} methods in plain hard sharing, four fronts and a tenth of the images, 10 "
-        "epochs, 6 seeds, two to three hours on two cores; --full is every setting at the papers' "
-        "100 epochs, for a GPU. There the first seed chooses rates on images held out, and the "
-        "others are results (of two both; where nothing is chosen all). The networks that learn "
-        "one task alone always run.",
+        "MultiMNIST, MultiFashion or both mixed, with the official MultiLeNet and SGD. Its own "
+        f"defaults are {len(METHODS)} methods in hard sharing, four fronts and a tenth of the "
+        "images, 10 epochs, 6 seeds: two to three hours on two cores. With --data and --full "
+        "every setting has the papers' 100 epochs, for a GPU. With --data the first seed chooses "
+        "learning rates on held-out images, and the other seeds give the results (with two seeds, "
+        "or a given rate, all do). The networks that learn one task alone always run.",
         (*METHODS, *FRONTS),
         SEEDS,
         "the published files, as they are or with .gz, in FOLDER, FOLDER/mnist and FOLDER/fashion "

@@ -84,7 +84,7 @@ def shown(record: tuned.Record) -> str:
         seeds, levels = levels_of(record, JOINT)
         parts += [_state(seeds, "rivals"), rivals_table(levels, RIVALS, SETS)]
     except DataError as error:
-        parts.append(f"Rivals: {error}.")
+        parts.append(f"The other methods are not compared yet. {error}.")
     rates = []
     for name in (name for name in levels if name not in BORROWED):
         edges = [" (edge)" * record.edge(which, name) for which in SETS]

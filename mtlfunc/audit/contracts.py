@@ -304,7 +304,7 @@ def check_state(harness: Harness) -> Finding:
             try:
                 state = harness.start(case.losses[0])
                 any_state |= bool(tree_leaves(state))
-                seen = harness.geometry(case.jacobian, case.losses[0])
+                seen = harness.geometry(case.jacobian, case.losses[-1])
                 _, following, _ = harness.step(seen, state)
             except Exception:  # "valid weights" reports it
                 continue

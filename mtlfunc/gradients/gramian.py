@@ -179,9 +179,9 @@ def explain_gramian(
     """
     if samples and weightings is not None:
         raise ValueError("samples: not with weightings=, another Gramian; leave one of them out")
+    check_params(params)
     with without_trace(params), torch.no_grad():
         if samples:
-            check_params(params)
             forward = run(losses_fn, params, batch, parse=parse_samples, separable=False)
             jacobian = TaskJacobian(forward, select(params, shared), params, "auto")
         else:

@@ -141,7 +141,7 @@ def run(
         RuntimeError: under autocast, or for a `losses_fn` that torch.func does not take.
     """
     check_autocast(params)
-    if isinstance(losses_fn, nn.Module):
+    if isinstance(losses_fn, nn.Module) or not callable(losses_fn):
         expect_losses_fn(losses_fn)
     given, params = params, real_of(params)
     if torch.compiler.is_compiling():

@@ -143,9 +143,8 @@ class _Chunk(NamedTuple):
             if told is error:
                 raise
             raise told from error
-        half = torch.bfloat16  # NumPy has none
-        found = {n: x.detach().float() if x.dtype == half else x for n, x in found.items()}
-        return {n: x.numpy(force=True) for n, x in found.items()}
+        found = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in found.items()}
+        return {n: x.numpy(force=True) for n, x in found.items()}  # NumPy has no bfloat16
 
 
 def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
@@ -349,10 +348,11 @@ def _axis(name: str, values: Any) -> tuple[list[Any], Tensor | list[Any]]:
     where = f"axes[{name!r}]"
     if isinstance(values, Tensor) and values.ndim == 1 and not values.is_complex():
         given = values.detach().resolve_neg()
-        # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
         labels: Any = given.cpu()
         if values.dtype in (torch.float16, torch.float32):
-            labels = labels.numpy().astype(str).astype(float)
+            x = labels.numpy()
+            # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
+            labels = np.where(x == x.round(), x, x.astype(str).astype(float))
         labels = labels.tolist()
     elif isinstance(values, Mapping | Sequence) and not isinstance(values, str):
         labels = list(values)

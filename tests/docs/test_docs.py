@@ -261,8 +261,7 @@ def test_citation_and_version_agree():
     assert str(citation["version"]) == mf.__version__
     assert project["dynamic"] == ["version"]
     assert citation["license"] == project["license"]
-    cited = dict(re.findall(r"(\w+) = \{(.*?)\}", README))
-    assert (cited["title"], cited["version"]) == (citation["title"], mf.__version__)
+    assert "CITATION.cff" in README
 
 
 def test_a_release_writes_the_readmes_links_out(tmp_path):
