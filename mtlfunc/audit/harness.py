@@ -176,7 +176,6 @@ class Harness:
         """What the weights depend on: as the rule says, or else by running it."""
         known = self.rule.reads is not None
         self.reads_losses: bool = known and may_read(self.rule, "losses")
-        self.reads_gramian: bool = False
         self.draws: bool = False
         self.updates: int = 1
         with quiet():
@@ -189,14 +188,22 @@ class Harness:
                 plain = [attempt(self.weigh, each, level) for each in rows]
                 keyed = [attempt(self.weigh, each, level, torch.tensor(1)) for each in rows]
                 self.draws |= not same(plain, keyed)
-                if may_read(self.rule, "gramian"):
-                    self.reads_gramian |= not same(plain, plain[:1] * len(plain))
                 if known:
                     continue
                 low = [level.index_fill(-1, torch.tensor(t), -1.0) for t in range(count)]
                 for losses in (*low, falling):
                     tried = [attempt(self.weigh, each, losses) for each in rows]
                     self.reads_losses |= not same(tried, plain)
+
+    @property
+    def reads_gramian(self) -> bool:
+        """Whether weights of some Jacobians with the same losses differ."""
+        for pool in map(self.pool, (2, 3)):
+            losses = pool.cases.losses
+            found = pool.weights[(losses == losses[0]).flatten(1).all(1) & pool.valid]
+            if bool((found != found[:1]).any()) and may_read(self.rule, "gramian"):
+                return True
+        return False
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
         """Jacobians with their losses; of many tasks two updates at most: a state may need one."""

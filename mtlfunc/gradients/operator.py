@@ -86,6 +86,7 @@ class TaskJacobian:
     left_out: frozenset[int] = frozenset()  # tasks without labels: no pass enters a separate loss
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
+    chosen: tuple[int, ...] | None = None  # the tasks that rows are, where some were chosen
     metric: Metric | None = None  # P and c over the columns; None is the identity and 0
     shares: Shares = WHOLE  # the processes that J is summed over, and who has which labels
 
@@ -101,8 +102,9 @@ class TaskJacobian:
     @property
     def names(self) -> tuple[Any, ...]:
         """The tasks' names, from a dict of losses; else their numbers."""
-        given = self.forward.losses.names if self.mix is None else None
-        return given or tuple(range(len(self)))
+        every = self.forward.losses.names or range(len(self.forward.value))
+        chosen = self.chosen if self.mix is not None else range(len(every))
+        return tuple(range(len(self)) if chosen is None else [every[task] for task in chosen])
 
     def __len__(self) -> int:
         return len(self.forward.value if self.mix is None else self.mix)
@@ -134,7 +136,8 @@ class TaskJacobian:
         check_autocast(self.leaves, "methods of a TaskJacobian")
         check_dtype(dtype, "gramian_dtype", none=True)
         # every task's weight in the gradient of heads; None where the rule's counts
-        mean = 1 / (self.weightings or len(self.forward.value))
+        entered = len(self.forward.value) if self.chosen is None else len({*self.chosen})
+        mean = 1 / (self.weightings or entered)
         weights = {None: None, "plain": mean, "own": 1.0, "weighted": None}
         check_option(heads, "heads", [*weights])
         weight, names = weights[heads], self.columns if heads is None else tuple(self.leaves)
@@ -256,7 +259,7 @@ class TaskJacobian:
         whole = whole if self.mix is None else whole @ self.mix
         return replace(
             self, mix=whole, preference=preference, weightings=self.weightings and len(whole),
-            shares=self.shares._replace(present=None),
+            chosen=None, shares=self.shares._replace(present=None),
         )  # fmt: skip
 
     def explain(self) -> Explanation:
@@ -266,20 +269,29 @@ class TaskJacobian:
         return explanation(self)
 
     def __getitem__(self, which: Any) -> TaskJacobian:
-        """Some of the rows: a slice, or a list of their numbers."""
-        rows = torch.eye(len(self), device=self.forward.value.device)
+        """Some of the rows: a number, a slice, or a list of numbers. Of tasks, heads get the
+        gradients of the chosen ones, and `"plain"` is their mean.
+        """
+        every, given = range(len(self)), which.tolist() if hasattr(which, "tolist") else which
+        given = given if isinstance(given, list | slice) else [given]
         try:
-            rows = rows[which].reshape(-1, len(self))
-        except (IndexError, TypeError, RuntimeError) as error:
+            chosen = [*every[given]] if isinstance(given, slice) else [every[i] for i in given]
+        except (IndexError, TypeError):
+            chosen = []
+        if not chosen or (isinstance(given, list) and bool in map(type, given)):
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
-            ) from error
-        if self.mix is not None or torch.compiler.is_compiling():
-            return self.mixed(rows)
+            )
+        value = self.forward.value
+        if self.mix is not None and self.chosen is None:
+            return self.mixed(torch.eye(len(self), device=value.device)[chosen])
+        tasks = chosen if self.chosen is None else [self.chosen[i] for i in chosen]
+        rows = torch.eye(len(value), device=value.device)[tasks]
         kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
-        scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
-        out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
-        return replace(self, scale=scale, left_out=out).mixed(rows)
+        scale = kept.to(value) * (1.0 if self.scale is None else self.scale)
+        out = self.left_out | frozenset(range(len(value))).difference(tasks)
+        jacobian = replace(self, mix=None, scale=scale, left_out=out).mixed(rows)
+        return replace(jacobian, chosen=tuple(tasks))
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`."""

@@ -29,7 +29,7 @@ from ..core.expect import (
     expect_state,
     heads_of,
 )
-from ..core.internals import keystr, tree_flatten_with_path
+from ..core.internals import functorch, keystr, tree_flatten_with_path
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run
@@ -199,6 +199,8 @@ def weigh(
         drift = drift / (total.clamp_min(1) if isinstance(total, Tensor) else total)
         geometry = geometry._replace(extra=geometry.extra | {"carried": drift})
     weights, following = _weigh(rule, geometry, state)
+    if not (isinstance(following, tuple) and not following):  # it may keep what it saw or answered
+        losses, gramian, weights = losses.clone(), gramian.clone(), weights.clone()
     rates = gramian @ weights.to(gramian) if gramian.numel() else gramian.new_zeros(0)
     rates = rates if drift is None else rates + drift.to(rates)
 
@@ -258,10 +260,11 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
 
 
 def _marks(geometry: Geometry, state: State) -> list[tuple[int, int]]:
-    """Which tensors a rule is given, and how often each was written to; a vmap around hides it."""
+    """Which tensors a rule is given, and how often each was written to."""
     leaves = [*geometry[:4], *geometry.extra.values(), *(flatten(state)[1] if state != () else ())]
+    inner = [*map(innermost_tensor, leaves)] if functorch.get_interpreter_stack() else leaves
     try:
-        return [(id(x), getattr(x, "_version", 0)) for x in leaves]
+        return [(id(x), getattr(y, "_version", 0)) for x, y in zip(leaves, inner, strict=True)]
     except RuntimeError:  # those of inference mode keep no count
         return []
 

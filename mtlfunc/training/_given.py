@@ -121,7 +121,7 @@ def cure_for(rule: Rule, probe: Probe) -> str:
             "state) with torch.func.functional_call in losses_fn, and "
             "mtlfunc.assign_gradients(module, grads) before optimizer.step()"
         )
-    if source == "mtlfunc.jacobian(...)" and not probe.measures:
+    if "mtlfunc.jacobian(...)" in source and not probe.measures:
         return (
             "say which parameters the tasks share, for instance by "
             "mtlfunc.Balancer(module, rule, shared='*') all of them"
