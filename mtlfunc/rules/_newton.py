@@ -52,18 +52,22 @@ def bargain(
     c = relative ** (2 * own - 1) * torch.where(real, share, 1.0) ** own
     # one operator, as a compiler takes a minute for the code of all steps
     many = gramian.is_cpu and (torch.compiler.is_compiling() or inside_transform())
+    most = STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE
     z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
         c.detach(),
         (power + torch.zeros_like(c[0])).detach(),  # 0-d, a number too
-        STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE,
+        most,
         ridge,
     )
     if values_readable(settled, given) and not bool(settled) and bool(given.isfinite().all()):
+        failed = f"Newton's method has not settled within {most} steps"
+        apart = "the gradients' lengths, or the entries of the preference, are too far apart"
         raise ValueError(
-            f"alpha: Newton's method has not settled within {MORE} steps; with a fairness so "
-            "near to 0 or so large the gradients' lengths are too far apart "
-            "(alpha from 1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or "
+            f"gramian: {failed}; {apart}: take a more even preference, or normalize(...) the rule"
+            if most == STEPS
+            else f"alpha: {failed}; with a fairness so near to 0 or so large {apart} (alpha from "
+            "1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or "
             "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))

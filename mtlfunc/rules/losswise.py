@@ -80,6 +80,12 @@ def exponentiate(
 def optimizer_at(make: Callable[[Scalar], Optimizer], lr: Scalar) -> Optimizer:
     """The optimizer of what a rule learns; an error unless `make` makes one of a learning rate."""
     check_scalar(lr, "lr", positive=True)
+    kind = make if isinstance(make, type) else type(make)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: got torch.optim.{kind.__name__}, which moves parameters in place, but a "
+            "rule is a pure function; pass mtlfunc.adam or mtlfunc.sgd, not called"
+        )
     expect_function(make, "optimizer", "lr")
     move = make(lr)
     expect_optimizer(move)
