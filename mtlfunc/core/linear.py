@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import inside_transform
 from .operators import define
+from .transforms import inside_transform
 
 
 def solve_factored(

@@ -18,9 +18,8 @@ from ..core.checks import (
     check_option,
     check_params,
     check_tensor,
-    enable_grad,
-    is_differentiated,
 )
+from ..core.transforms import enable_grad, is_differentiated
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select

@@ -13,12 +13,12 @@ from ..core.checks import (
     check_finite,
     check_losses,
     check_option,
-    inside_transform,
     is_readable,
     user_level,
     values_readable,
 )
 from ..core.expect import expect_function
+from ..core.transforms import inside_transform
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses

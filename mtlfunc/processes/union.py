@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core.checks import all_present, inside_transform, is_readable
+from ..core.checks import all_present, is_readable
+from ..core.transforms import inside_transform
 from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows

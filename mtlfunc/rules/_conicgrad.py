@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, inside_transform, poison
+from ..core.checks import check_scalar, poison
 from ..core.operators import define, leading_shape
+from ..core.transforms import inside_transform
 from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
 from ..solvers.problems import MinNorm, or_one, resolution, root

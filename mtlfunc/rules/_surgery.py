@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import inside_transform, is_differentiated
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import inside_transform, is_differentiated
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:

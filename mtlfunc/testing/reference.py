@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import inside_transform
 from ..core.extras import expect_installed
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import inside_transform
 from ..solvers import CAGrad, DualCone, MinNorm
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from ..solvers.problems import Answer, Problem, resolution, solver
