@@ -7,7 +7,7 @@ from torch import Tensor
 from ..core.checks import poison, values_readable
 from ..core.linear import solve_factored
 from ..core.operators import define
-from ..core.transforms import inside_transform, is_differentiated
+from ..core.transforms import is_differentiated
 
 # At most 40 for powers from 1/3 to 3: 6 do for Nash-MTL, 5 to 30 for others, and where 0 is in the
 # hull of the gradients 18 to 30, after which rounding moves the answer. All of them on a device.
@@ -51,10 +51,9 @@ def bargain(
     cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
     own = power / (power + 1)
     c = relative ** (2 * own - 1) * torch.where(real, share, 1.0) ** own
-    # one operator, as a compiler takes a minute for the code of all steps
-    many = gramian.is_cpu and (torch.compiler.is_compiling() or inside_transform())
     most = STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE
-    z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
+    # one operator, as a compiler takes a minute for the code of all steps
+    z, settled = (_bargain if gramian.is_cpu else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
         c.detach(),
         (power + torch.zeros_like(c[0])).detach(),  # 0-d, a number too
@@ -133,7 +132,7 @@ def _step(
     return solve_factored(missing[..., None], factor)[..., 0] / y
 
 
-define(
+_bargain = define(
     "bargain(Tensor cosine, Tensor c, Tensor power, int most, float ridge) -> (Tensor, Tensor)",
     _solve,
     (2, 1, 0),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.checks import values_readable
 from ..core.operators import define, flatten_batch, leading_shape
-from ..core.transforms import inside_transform, is_differentiated
+from ..core.transforms import is_differentiated
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import (
@@ -123,9 +123,8 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         vector, c = problem.preference, problem.c
     elif isinstance(problem, DualCone):
         vector = problem.weights
-    direct = not torch.compiler.is_compiling() and not inside_transform()
-    answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
-    if direct and values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
+    answer = _active_set(gramian, vector, c, eps)
+    if values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
         check_definite(gramian, 0.0)
     return answer
 
@@ -186,7 +185,7 @@ def _on_cpu(arrays: list[Any], eps: float) -> tuple[np.ndarray, np.ndarray, np.n
     return solve(*arrays, eps=eps, threads=torch.get_num_threads())
 
 
-define(
+_active_set = define(
     "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)",
     _kernel,
     _RANKS,
