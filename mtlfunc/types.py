@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
-from .calls import constructor  # noqa: F401 (what makes rules imports it with their types)
-from .display import fields_shown, functions_shown
+# what makes rules imports `constructor` with their types
+from .calls import constructor, fields_shown, functions_shown  # noqa: F401
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; a complex leaf is two real ones."""
