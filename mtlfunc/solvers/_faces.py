@@ -143,9 +143,7 @@ def _support(
     candidate: Callable[[Tensor], tuple[Tensor, Tensor]], gramian: Tensor, first: int = 1
 ) -> Bool[Tensor, " task"]:
     """Where the weights of the face that violates least are positive; the empty face is number 0.
-
-    Args:
-        candidate: from a face `[task]` to its weights `[task]` and their violation.
+    `candidate`: from a face `[task]` to its weights `[task]` and their violation.
     """
     candidates, violation = vmap(candidate)(simplex.faces(len(gramian), gramian.device, first))
     best = violation.where(violation.isfinite(), torch.inf).argmin()

@@ -17,11 +17,11 @@ from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm
 from .problems import (
     PROBLEMS,
     Answer,
-    CAGrad,
     DualCone,
     MinNorm,
     Problem,
     check_definite,
+    kernel_inputs,
     precision,
     solver,
 )
@@ -117,15 +117,9 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: for an indefinite matrix, where that can be seen.
     """
-    gramian = problem.gramian
-    vector, c = None, None
-    if isinstance(problem, CAGrad):
-        vector, c = problem.preference, problem.c
-    elif isinstance(problem, DualCone):
-        vector = problem.weights
-    answer = _active_set(gramian, vector, c, eps)
-    if values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
-        check_definite(gramian, 0.0)
+    answer = _active_set(*kernel_inputs(problem), eps)
+    if values_readable(problem.gramian) and answer[2].flatten().tolist()[1] < 0:
+        check_definite(problem.gramian, 0.0)
     return answer
 
 

@@ -182,6 +182,13 @@ Problem = MinNorm | CAGrad | DualCone
 PROBLEMS = MinNorm, CAGrad, DualCone
 
 
+def kernel_inputs(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gramian, vector and c; None for what a problem lacks."""
+    if isinstance(problem, CAGrad):
+        return problem.gramian, problem.preference, problem.c
+    return problem.gramian, problem.weights if isinstance(problem, DualCone) else None, None
+
+
 def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
     """The shortest vector in the convex hull of the gradients: min ½ wᵀG w over the simplex.
 
