@@ -1,8 +1,6 @@
-"""Where values can be read, and the errors that say what was wrong with an argument.
+"""The errors that say what was wrong with an argument.
 
-Reading a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
-breaks a compiled graph. So values are examined only where `values_readable` allows it; shapes and
-dtypes always.
+Values are examined only where `values_readable` allows it; shapes and dtypes always.
 """
 
 import math
@@ -10,63 +8,20 @@ import operator
 import sys
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..types import Params, Scalar
-from .internals import (
-    functorch,
-    is_traced,
-)
-from .transforms import innermost_tensor, inside_transform, tensors_of
+from .transforms import innermost_tensor, inside_transform, values_readable
 from .wrappers import refuse_shards
-
-_IS_CPU = attrgetter("is_cpu")  # asked by `map` of many tensors, in C
-
-
-def values_readable(*values: object) -> bool:
-    """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
-    if torch.compiler.is_compiling() or inside_transform():
-        return False
-    plain = {*map(type, values)} == {Tensor}  # nearly always
-    return all(map(_IS_CPU, values if plain else tensors_of(values)))
 
 
 def is_pair(out: Any) -> bool:
     """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
     pair = isinstance(out, tuple) and len(out) == 2
     return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
-
-
-def all_rows_mask(like: Tensor) -> Tensor:
-    """All rows of `like` [row] present; never batched, so that `all_present` can see it."""
-    return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
-
-
-def is_readable(mask: Tensor) -> bool:
-    """Whether the entries of a mask or key can be read: on CPU, not batched, compiled or traced."""
-    if torch.compiler.is_compiling() or is_traced() or not mask.is_cpu:
-        return False
-    while functorch.is_functorch_wrapped_tensor(mask) and not functorch.is_batchedtensor(mask):
-        mask = functorch.get_unwrapped(mask)
-    return not functorch.is_functorch_wrapped_tensor(mask)
-
-
-def all_present(present: Tensor) -> bool:
-    """Whether it can be seen that no row is absent. False says nothing, and only costs time."""
-    if not is_readable(present):
-        return False
-    if inside_transform():  # where torch 2.6 to 2.9 have no tolist()
-        return bool(present.all())
-    return False not in present.tolist()
-
-
-def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
-    """`x.where(mask, other)`, without the work where the mask can be seen to hold everywhere."""
-    return x if all_present(mask) else x.where(mask, other)
 
 
 def check_params(params: Params, *, mixed: bool = False) -> None:

@@ -1,4 +1,8 @@
-"""What the transforms of `torch.func` and the compiler are doing around the caller."""
+"""Which transforms of `torch.func` are around the caller, or a compiler; what can be read there.
+
+Reading a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
+breaks a compiled graph.
+"""
 
 import math
 from collections.abc import Callable
@@ -10,10 +14,17 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from .internals import DisableTorchFunctionSubclass, forward_level, functorch, tree_leaves
+from .internals import (
+    DisableTorchFunctionSubclass,
+    forward_level,
+    functorch,
+    is_traced,
+    tree_leaves,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
-REQUIRES_GRAD = attrgetter("requires_grad")  # asked by `map` of many tensors, in C
+# asked by `map` of many tensors, in C
+_IS_CPU, REQUIRES_GRAD = attrgetter("is_cpu"), attrgetter("requires_grad")
 
 
 def inside_transform() -> bool:
@@ -125,3 +136,39 @@ def innermost_tensor(x: Tensor) -> Tensor:
 def has_innermost_derivative(x: Tensor) -> bool:
     """Whether the innermost transform, a `vjp` or `grad`, has a derivative of `x`."""
     return x.requires_grad and functorch.maybe_get_level(x) == functorch.maybe_current_level()
+
+
+def values_readable(*values: object) -> bool:
+    """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
+    if torch.compiler.is_compiling() or inside_transform():
+        return False
+    plain = {*map(type, values)} == {Tensor}  # nearly always
+    return all(map(_IS_CPU, values if plain else tensors_of(values)))
+
+
+def all_rows_mask(like: Tensor) -> Tensor:
+    """All rows of `like` [row] present; never batched, so that `all_present` can see it."""
+    return torch.ones(like.shape[0], dtype=torch.bool, device=like.device)
+
+
+def is_readable(mask: Tensor) -> bool:
+    """Whether the entries of a mask or key can be read: on CPU, not batched, compiled or traced."""
+    if torch.compiler.is_compiling() or is_traced() or not mask.is_cpu:
+        return False
+    while functorch.is_functorch_wrapped_tensor(mask) and not functorch.is_batchedtensor(mask):
+        mask = functorch.get_unwrapped(mask)
+    return not functorch.is_functorch_wrapped_tensor(mask)
+
+
+def all_present(present: Tensor) -> bool:
+    """Whether it can be seen that no row is absent. False says nothing, and only costs time."""
+    if not is_readable(present):
+        return False
+    if inside_transform():  # where torch 2.6 to 2.9 have no tolist()
+        return bool(present.all())
+    return False not in present.tolist()
+
+
+def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
+    """`x.where(mask, other)`, without the work where the mask can be seen to hold everywhere."""
+    return x if all_present(mask) else x.where(mask, other)

@@ -11,7 +11,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.checks import (
-    all_rows_mask,
     check_autocast,
     check_count,
     check_dtype,
@@ -19,7 +18,7 @@ from ..core.checks import (
     check_params,
     check_tensor,
 )
-from ..core.transforms import enable_grad, is_differentiated
+from ..core.transforms import all_rows_mask, enable_grad, is_differentiated
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select

@@ -8,17 +8,9 @@ from typing import Any, NamedTuple, NoReturn, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import (
-    all_present,
-    check_finite,
-    check_losses,
-    check_option,
-    is_readable,
-    user_level,
-    values_readable,
-)
+from ..core.checks import check_finite, check_losses, check_option, user_level
 from ..core.expect import expect_function
-from ..core.transforms import inside_transform
+from ..core.transforms import all_present, inside_transform, is_readable, values_readable
 from ..core.tree import few_names
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses

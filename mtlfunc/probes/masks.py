@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import values_readable
 from ..core.expect import expect_function
+from ..core.transforms import values_readable
 from ..types import Rows, constructor
 
 EditRows = Callable[[Tensor, Rows], Rows]
