@@ -17,11 +17,13 @@ from ..core.transforms import all_present, values_readable
 from ..types import GRAMIANS, Geometry, Rule, State, constructor
 
 
-def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
+def no_state(
+    preference: Tensor | None = None, argument: str = "preference"
+) -> Callable[[Tensor, Tensor], State]:
     """The `init` of a rule without state: it checks the preference, if there is one."""
 
     def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
+        normalized_preference(preference, losses, argument)
         return ()
 
     return init

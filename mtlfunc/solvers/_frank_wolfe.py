@@ -93,7 +93,5 @@ def _length(
         # needs that
         return 2 / (n + 1)
     assert not isinstance(problem, DualCone)
-    best = problem.best_step(w, direction).clamp_min(0)
-    return torch.where(
-        limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0)
-    )
+    best = torch.minimum(problem.best_step(w, direction).clamp_min(0), limit)
+    return best.where(best != torch.inf, 0.0)
