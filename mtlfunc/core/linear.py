@@ -29,7 +29,7 @@ def eigenvectors(
     """
     if matrix.device.type == "cpu":
         return torch.linalg.eigh(matrix)
-    return _rotated(matrix)
+    return _eigenvectors(matrix)
 
 
 def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ def _factor(matrix: Tensor) -> Tensor:
     return torch.cat(columns, -1)
 
 
-_rotated = define(
+_eigenvectors = define(
     "eigenvectors(Tensor matrix) -> (Tensor, Tensor)",
     _by_rotations,
     (2,),
