@@ -107,9 +107,8 @@ def answer_by(
     )  # equal at c = 1 where v = 0
     # keeps the branch not taken finite, derivatives too
     safe = torch.where(stationary, problem.preference, w)
-    return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(
-        stationary, shortest, w
-    )
+    weights = torch.where(stationary, problem.preference + push, problem.recover(safe))
+    return weights, torch.where(stationary, shortest, w)
 
 
 def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
