@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
-from .calls import constructor  # noqa: F401 (what makes rules imports it with their types)
-from .display import fields_shown, functions_shown
+# what makes rules imports `constructor` with their types
+from .calls import constructor, fields_shown, functions_shown  # noqa: F401
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; a complex leaf is two real ones."""
@@ -56,13 +56,6 @@ class Geometry(NamedTuple):
     extra: dict[str, Tensor]  # what a special probe measured
 
 
-@runtime_checkable
-class Combine(Protocol):
-    """From weights `[row]` to one gradient for every parameter."""
-
-    def __call__(self, weights: Tensor, /) -> Params: ...
-
-
 class Metric(NamedTuple):
     """The step that an optimizer will make of a gradient g: -(carried + P·g)."""
 
@@ -77,7 +70,7 @@ class TaskGradients(NamedTuple):
 
     losses: Float[Tensor, " task"]
     geometry: Geometry
-    combine: Combine
+    combine: Callable[[Tensor], Params]  # from weights [row] to one gradient for every parameter
     aux: Any
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 

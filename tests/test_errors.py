@@ -334,6 +334,7 @@ TYPES = {
         lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
         "rule:",
     ),
+    "torch's class": (lambda: mf.famo(optimizer=torch.optim.Adam), "optimizer: got torch.*Adam"),
     "frozen, pure": (lambda: pure(list, mf.parameters(FROZEN)), "params: .*frozen"),
     "batch first": (
         lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),

@@ -43,7 +43,7 @@ def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
 
 def test_few_entries_at_the_top():
     entries = [path for path in (ROOT / "mtlfunc").iterdir() if path.name != "__pycache__"]
-    assert len(entries) <= 22, sorted(path.name for path in entries)
+    assert len(entries) <= 21, sorted(path.name for path in entries)
 
 
 # The most lines of groups of folders of the package; the core is what the others do not name. They
@@ -52,10 +52,10 @@ ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
     "core": 20_304,  # aim 18,500
-    "gradients": 5_332,  # of these; aim 4,700
-    "training": 2_103,  # of these; aim 2,000
-    "rooms": 1_439,
-    "laboratory": 6_137,
+    "gradients": 5_331,  # of these; aim 4,700
+    "training": 2_096,  # of these; aim 2,000
+    "rooms": 1_433,
+    "laboratory": 6_130,
 }
 
 
@@ -77,7 +77,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_813),
         ("experiments", 15_445),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_608),
+        ("tests", 41_607),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

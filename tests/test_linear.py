@@ -14,8 +14,7 @@ F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 
-def by_rotations(matrix):
-    return torch.ops.mtlfunc.eigenvectors(matrix)
+by_rotations = torch.ops.mtlfunc.eigenvectors
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -233,8 +233,13 @@ def test_fairgrad_at_its_ends():
     for alpha in (100.0, 1000.0):
         w = mf.weights(mf.fairgrad(alpha), G)
         near(G @ w, w ** (-1 / alpha), 1e-12)
-    with pytest.raises(ValueError, match="alpha: Newton's method has not settled"):
+    unsettled = "{}: Newton's method has not settled within {} steps"
+    with pytest.raises(ValueError, match=unsettled.format("alpha", 256)):
         mf.weights(mf.fairgrad(3000.0), G)
+    uneven = torch.tensor([1.0, 1e-200, 1e-300], dtype=F64)
+    for rule in (mf.nash_mtl(preference=uneven), mf.fairgrad(0.5, preference=uneven)):
+        with pytest.raises(ValueError, match=unsettled.format("gramian", 40)):
+            mf.weights(rule, G)
     assert bool(vmap(lambda g: mf.weights(mf.fairgrad(3000.0), g))(G[None]).isnan().all())
 
 

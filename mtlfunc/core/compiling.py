@@ -1,9 +1,8 @@
 """How the CPU kernels run: interpreted until their compiled form is there, never an error.
 
 Kernels are plain Python over NumPy arrays. numba compiles them in twenty seconds, once for a
-machine: a process of its own does that (`python -m mtlfunc.warmup`), the first that finds the cache
-empty starts it, and meanwhile answers come from the interpreter. The cache is `NUMBA_CACHE_DIR` if
-that is set, else next to this package, else in the user's cache folder.
+machine: a process of its own does that (`python -m mtlfunc.warmup`, which says where they lie).
+The first that finds the cache empty starts it, and meanwhile answers come from the interpreter.
 """
 
 import inspect

@@ -72,9 +72,11 @@ def expect_solver(value: Any) -> None:
 
 
 def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str = "") -> None:
-    """Raise ValueError, with a `cure`, unless the probe measures what the rule reads, also in a
-    `metric`.
+    """Raise TypeError unless these are a rule and a probe; ValueError, with a `cure`, unless the
+    probe measures what the rule reads, also in a `metric`.
     """
+    expect_rule(rule)
+    expect_probe(probe)
     measures = getattr(probe, "measures", None)
     if metric and not getattr(probe, "metric", False):
         raise ValueError(

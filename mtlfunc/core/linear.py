@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .checks import inside_transform
 from .operators import define
 
 
@@ -30,8 +29,7 @@ def eigenvectors(
     """
     if matrix.device.type == "cpu":
         return torch.linalg.eigh(matrix)
-    direct = not torch.compiler.is_compiling() and not inside_transform()
-    return (_by_rotations if direct else torch.ops.mtlfunc.eigenvectors)(matrix)
+    return _eigenvectors(matrix)
 
 
 def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,7 +82,7 @@ def _factor(matrix: Tensor) -> Tensor:
     return torch.cat(columns, -1)
 
 
-define(
+_eigenvectors = define(
     "eigenvectors(Tensor matrix) -> (Tensor, Tensor)",
     _by_rotations,
     (2,),

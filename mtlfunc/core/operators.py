@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .transforms import inside_transform
+
 _LIBRARY = torch.library.Library("mtlfunc", "DEF")
 
 
@@ -35,8 +37,9 @@ def define(
     ranks: Sequence[int],
     empty: Callable[..., tuple[Tensor, ...]] | None = None,
     devices: Sequence[str] = ("CPU", "CUDA"),
-) -> None:
-    """Make the operator `torch.ops.mtlfunc.NAME`, to which `vmap` hands a whole batch.
+) -> Callable[..., Any]:
+    """Make the operator `torch.ops.mtlfunc.NAME`, to which `vmap` hands a whole batch; return what
+    calls it, or the kernel itself where no transform is active and nothing compiles.
 
     Args:
         schema, kernel: its name, arguments and answers, batch axes first; and what it does.
@@ -47,6 +50,7 @@ def define(
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema)
+    operator = getattr(torch.ops.mtlfunc, name)
     for device in devices:
         _LIBRARY.impl(name, kernel, device)
 
@@ -60,7 +64,7 @@ def define(
             return moved.reshape(len(moved), *filled, *moved.shape[1:])
 
         tensors = [None if x is None else front(x, dim, rank) for x, dim, rank in inputs]
-        answers = getattr(torch.ops.mtlfunc, name)(*tensors, *arguments[len(ranks) :])
+        answers = operator(*tensors, *arguments[len(ranks) :])
         return answers, (0,) * len(answers)
 
     torch.library.register_vmap(f"mtlfunc::{name}", batched, lib=_LIBRARY)
@@ -70,3 +74,9 @@ def define(
             return empty(leading_shape(zip(arguments, ranks, strict=False)), *arguments)
 
         torch.library.register_fake(f"mtlfunc::{name}", fake, lib=_LIBRARY)
+
+    def call(*arguments: Any) -> Any:
+        direct = not torch.compiler.is_compiling() and not inside_transform()
+        return (kernel if direct else operator)(*arguments)
+
+    return call

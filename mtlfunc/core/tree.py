@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Metric, Params, Rows, Select
-from .checks import constant_when_compiled, depth, same_storage
 from .internals import forward_level
+from .transforms import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[frozenset[str], str]] = WeakIdKeyDictionary()
@@ -120,22 +120,16 @@ def stack(modules: Sequence[nn.Module]) -> Params:
 
 
 def select(params: Params, which: Select, argument: str = "shared") -> tuple[str, ...]:
-    """The names that are meant, in the order of `params`.
+    """The names that are meant, at least one, in the order of `params`.
 
-    Args:
-        params: `{name: tensor}`.
-        which: a glob on names, a predicate on names, a module (or one of its parameters) whose
-            trainable parameters are in `params`, or several globs, modules or parameters. A tied
-            parameter has its first name alone, as in `module.named_parameters()`.
-        argument: what to call `which` in errors.
-
-    Returns:
-        at least one name.
+    A tied parameter has its first name alone, as in `module.named_parameters()`. Errors call
+    `which` by the name of the `argument`.
 
     Raises:
         ValueError: if there are none; if one glob of several matches nothing; if a trainable
             parameter of a module is not in `params`.
-        TypeError: for anything else.
+        TypeError: for anything but a glob or a predicate on names, a module, a parameter, or
+            several of these.
     """
     if not params:
         raise ValueError(
@@ -314,16 +308,8 @@ def dot(
     names: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "row other"]:
-    """Inner products of two sets of rows, leaf by leaf; of small leaves several at once.
-
-    Args:
-        left: `{name: [row, *shape]}`.
-        right: `{name: [other, *shape]}`.
-        names: the leaves to sum over; at least one.
-        dtype: of the accumulation; None is the rows' own, at least float32.
-
-    Returns:
-        `[row, other]`.
+    """Inner products of two sets of rows, summed over these leaves, at least one; of small leaves
+    several at once. `dtype`: of the accumulation; None is the rows' own, at least float32.
     """
     total = None
     for some in _split_blocks(left, names):

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ..core.checks import (
-    check_autocast,
+from ..core.checks import check_autocast
+from ..core.expect import expect_losses_fn
+from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
+from ..core.internals import Trust, tree_map, undefined_grad
+from ..core.transforms import (
     depth,
     gradient_edge,
     has_innermost_derivative,
     innermost_tensor,
     is_differentiated,
 )
-from ..core.expect import expect_losses_fn
-from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
-from ..core.internals import Trust, tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, inside_transform, poison
+from ..core.checks import check_scalar, poison
 from ..core.operators import define, leading_shape
 from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
@@ -72,10 +72,8 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
 
 def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries."""
-    direct = not torch.compiler.is_compiling() and not inside_transform()
-    search = _search if direct else torch.ops.mtlfunc.conic_faces
     fixed = c.to(gramian).detach() if isinstance(c, Tensor) else gramian.new_full((), c)
-    inside, support = search(gramian.detach(), p.detach(), fixed, eps)
+    inside, support = _conic_faces(gramian.detach(), p.detach(), fixed, eps)
     linear = gramian @ p
     mean = root(p @ linear)
     # On a face the direction is g_w + μg₀ less its part in the face: q + μq₀, with q the shortest
@@ -189,7 +187,7 @@ def _chord(mean: Tensor, c: Tensor, outside: Tensor, within: Tensor) -> Tensor:
 
 
 _RANKS = (2, 1, 0)
-define(
+_conic_faces = define(
     "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor)",
     _search,
     _RANKS,

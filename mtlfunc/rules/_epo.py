@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference, poison
+from ..core.checks import check_scalar, poison
 from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
-from .common import gramian_of, preference_of, reading
+from .common import gramian_of, no_state, preference_of, reading
 from .losswise import require_nonnegative
 
 SHARPNESS = 1e3
@@ -107,12 +107,8 @@ def epo(
         )
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, bounded), ()
 
-    def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(inverse_ray, losses, "inverse_ray")
-        return ()
-
     reads = reading("gramian", "losses", preference=inverse_ray)
-    return Rule(init, update, reads, heads="weighted")
+    return Rule(no_state(inverse_ray, "inverse_ray"), update, reads, heads="weighted")
 
 
 def _maximise(

@@ -46,7 +46,8 @@ def nash_mtl(
         falls back on p where all are. Derivatives are exact up to order 2.
 
     Raises:
-        ValueError: for a bad preference, rescale or max_norm.
+        ValueError: for a bad preference, rescale or max_norm; at a step, for a preference so uneven
+            that Newton's method does not settle (NaN where that cannot be seen).
 
     Source:
         Navon et al. 2022, eq. 2 and Algorithm 1. The official code, TorchJD and LibMTL solve a

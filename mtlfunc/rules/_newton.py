@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import inside_transform, is_differentiated, poison, values_readable
+from ..core.checks import poison
 from ..core.linear import solve_factored
 from ..core.operators import define
+from ..core.transforms import is_differentiated, values_readable
 
 # At most 40 for powers from 1/3 to 3: 6 do for Nash-MTL, 5 to 30 for others, and where 0 is in the
 # hull of the gradients 18 to 30, after which rounding moves the answer. All of them on a device.
@@ -50,20 +51,23 @@ def bargain(
     cosine = gramian * unit * unit[:, None] + torch.diag((~real).to(unit))
     own = power / (power + 1)
     c = relative ** (2 * own - 1) * torch.where(real, share, 1.0) ** own
+    most = STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE
     # one operator, as a compiler takes a minute for the code of all steps
-    many = gramian.is_cpu and (torch.compiler.is_compiling() or inside_transform())
-    z, settled = (torch.ops.mtlfunc.bargain if many else _solve)(
+    z, settled = (_bargain if gramian.is_cpu else _solve)(
         cosine.detach().nan_to_num(0.0, 0.0, 0.0),
         c.detach(),
         (power + torch.zeros_like(c[0])).detach(),  # 0-d, a number too
-        STEPS if isinstance(power, float) and 1 / 3 <= power <= 3 else MORE,
+        most,
         ridge,
     )
     if values_readable(settled, given) and not bool(settled) and bool(given.isfinite().all()):
+        failed = f"Newton's method has not settled within {most} steps"
+        apart = "the gradients' lengths, or the entries of the preference, are too far apart"
         raise ValueError(
-            f"alpha: Newton's method has not settled within {MORE} steps; with a fairness so "
-            "near to 0 or so large the gradients' lengths are too far apart "
-            "(alpha from 1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or "
+            f"gramian: {failed}; {apart}: take a more even preference, or normalize(...) the rule"
+            if most == STEPS
+            else f"alpha: {failed}; with a fairness so near to 0 or so large {apart} (alpha from "
+            "1/3 to 3 allows for eight orders of magnitude): take a milder alpha, or "
             "normalize(...) the rule"
         )
     z = torch.where(settled, z, float("nan"))
@@ -128,7 +132,7 @@ def _step(
     return solve_factored(missing[..., None], factor)[..., 0] / y
 
 
-define(
+_bargain = define(
     "bargain(Tensor cosine, Tensor c, Tensor power, int most, float ridge) -> (Tensor, Tensor)",
     _solve,
     (2, 1, 0),

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import inside_transform, is_differentiated
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import is_differentiated
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:
@@ -35,9 +35,7 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
         be measured); all NaN where an input is. One call for a whole `vmap`, nested ones included.
     """
     key, orders = (None, draws) if draws.ndim else (draws, None)
-    return (torch.ops.mtlfunc.surgery if inside_transform() else _kernel)(
-        gramian, key, orders, targets, torch.finfo(gramian.dtype).eps
-    )
+    return _surgery(gramian, key, orders, targets, torch.finfo(gramian.dtype).eps)
 
 
 _RANKS = (2, 0, 2, 2)  # of gramian, key, orders, targets
@@ -66,7 +64,7 @@ def _kernel(
     return coefficients, cosines
 
 
-define(
+_surgery = define(
     "surgery(Tensor gramian, Tensor? key, Tensor? orders, Tensor? targets, float eps) -> "
     "(Tensor, Tensor)",
     _kernel,

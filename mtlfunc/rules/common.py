@@ -11,16 +11,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, normalized_preference, values_readable
+from ..core.checks import normalized_preference
 from ..core.expect import reads_of, rule_name
+from ..core.transforms import all_present, values_readable
 from ..types import GRAMIANS, Geometry, Rule, State, constructor
 
 
-def no_state(preference: Tensor | None = None) -> Callable[[Tensor, Tensor], State]:
+def no_state(
+    preference: Tensor | None = None, argument: str = "preference"
+) -> Callable[[Tensor, Tensor], State]:
     """The `init` of a rule without state: it checks the preference, if there is one."""
 
     def init(losses: Tensor, key: Tensor) -> State:
-        normalized_preference(preference, losses)
+        normalized_preference(preference, losses, argument)
         return ()
 
     return init

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_scalar, check_tensor, poison, values_readable
+from ..core.checks import check_scalar, check_tensor, poison
 from ..core.expect import expect_function, expect_optimizer
 from ..core.internals import tree_map
+from ..core.transforms import all_present, values_readable
 from ..types import Optimizer, Scalar, State
 
 
@@ -80,6 +81,12 @@ def exponentiate(
 def optimizer_at(make: Callable[[Scalar], Optimizer], lr: Scalar) -> Optimizer:
     """The optimizer of what a rule learns; an error unless `make` makes one of a learning rate."""
     check_scalar(lr, "lr", positive=True)
+    kind = make if isinstance(make, type) else type(make)
+    if issubclass(kind, torch.optim.Optimizer):
+        raise TypeError(
+            f"optimizer: got torch.optim.{kind.__name__}, which moves parameters in place, but a "
+            "rule is a pure function; pass mtlfunc.adam or mtlfunc.sgd, not called"
+        )
     expect_function(make, "optimizer", "lr")
     move = make(lr)
     expect_optimizer(move)

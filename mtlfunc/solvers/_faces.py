@@ -107,9 +107,8 @@ def answer_by(
     )  # equal at c = 1 where v = 0
     # keeps the branch not taken finite, derivatives too
     safe = torch.where(stationary, problem.preference, w)
-    return torch.where(stationary, problem.preference + push, problem.recover(safe)), torch.where(
-        stationary, shortest, w
-    )
+    weights = torch.where(stationary, problem.preference + push, problem.recover(safe))
+    return weights, torch.where(stationary, shortest, w)
 
 
 def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
@@ -143,9 +142,7 @@ def _support(
     candidate: Callable[[Tensor], tuple[Tensor, Tensor]], gramian: Tensor, first: int = 1
 ) -> Bool[Tensor, " task"]:
     """Where the weights of the face that violates least are positive; the empty face is number 0.
-
-    Args:
-        candidate: from a face `[task]` to its weights `[task]` and their violation.
+    `candidate`: from a face `[task]` to its weights `[task]` and their violation.
     """
     candidates, violation = vmap(candidate)(simplex.faces(len(gramian), gramian.device, first))
     best = violation.where(violation.isfinite(), torch.inf).argmin()

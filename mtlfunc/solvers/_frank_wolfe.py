@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.checks import check_count, check_option
 from ..types import Solver, constructor
+from ._faces import scale_to_simplex
 from .problems import RESOLUTION, Answer, CAGrad, DualCone, Problem, solver
 
 StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
@@ -69,9 +70,7 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
                 )
             elif step == "pairwise":
                 direction, limit = toward - away, (away * w).sum()
-            w = w + _length(problem, w, direction, limit, n, step) * direction
-            w = w.clamp_min(0)
-            w = w / w.sum()
+            w = scale_to_simplex(w + _length(problem, w, direction, limit, n, step) * direction)
         weights = problem.recover(w) if isinstance(problem, CAGrad) else w
         return weights, w, steps
 
@@ -93,7 +92,5 @@ def _length(
         # needs that
         return 2 / (n + 1)
     assert not isinstance(problem, DualCone)
-    best = problem.best_step(w, direction).clamp_min(0)
-    return torch.where(
-        limit.isfinite(), torch.minimum(best, limit), torch.where(best.isfinite(), best, 0.0)
-    )
+    best = torch.minimum(problem.best_step(w, direction).clamp_min(0), limit)
+    return best.where(best != torch.inf, 0.0)

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_gramian, is_differentiated
+from ..core.checks import check_gramian
 from ..core.expect import expect_solver
+from ..core.transforms import is_differentiated
 from ..types import Solution, Solver, constructor
 from ._faces import faces
 from .exact import active_set, kernel_at, run
@@ -76,20 +77,8 @@ def dual_cone_weights(
     weights: Float[Tensor, "... task"],
     solver: Solver | None = None,
 ) -> Float[Tensor, "... task"]:
-    """`solver(dual_cone(gramian, w)).weights` for one w or several; by default one kernel call.
-
-    With a solver, or where something differentiates, it is a `vmap` over w.
-
-    Args:
-        gramian: G `[task, task]`.
-        weights: w, one or a batch.
-        solver: of `mtlfunc.solvers`; None is `auto()`.
-
-    Returns:
-        v `[…, task]`.
-
-    Raises:
-        ValueError: for a bad Gramian (see `min_norm`); the weights are taken as they are.
+    """`solver(dual_cone(gramian, w)).weights` for one w or several, which are taken as they are: by
+    default one kernel call; with a solver, or where something differentiates, a `vmap` over w.
     """
     check_gramian(gramian, symmetric=True)
     alone = solver or is_differentiated((gramian, weights)) or not kernel_at(gramian)

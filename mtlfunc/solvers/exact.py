@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import inside_transform, is_differentiated, values_readable
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import is_differentiated, values_readable
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import (
     PROBLEMS,
     Answer,
-    CAGrad,
     DualCone,
     MinNorm,
     Problem,
     check_definite,
+    kernel_inputs,
     precision,
     solver,
 )
@@ -116,16 +116,9 @@ def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     Raises:
         ValueError: for an indefinite matrix, where that can be seen.
     """
-    gramian = problem.gramian
-    vector, c = None, None
-    if isinstance(problem, CAGrad):
-        vector, c = problem.preference, problem.c
-    elif isinstance(problem, DualCone):
-        vector = problem.weights
-    direct = not torch.compiler.is_compiling() and not inside_transform()
-    answer = (_kernel if direct else torch.ops.mtlfunc.active_set)(gramian, vector, c, eps)
-    if direct and values_readable(gramian) and answer[2].flatten().tolist()[1] < 0:
-        check_definite(gramian, 0.0)
+    answer = _active_set(*kernel_inputs(problem), eps)
+    if values_readable(problem.gramian) and answer[2].flatten().tolist()[1] < 0:
+        check_definite(problem.gramian, 0.0)
     return answer
 
 
@@ -185,7 +178,7 @@ def _on_cpu(arrays: list[Any], eps: float) -> tuple[np.ndarray, np.ndarray, np.n
     return solve(*arrays, eps=eps, threads=torch.get_num_threads())
 
 
-define(
+_active_set = define(
     "active_set(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor, Tensor)",
     _kernel,
     _RANKS,

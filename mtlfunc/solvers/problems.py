@@ -57,8 +57,8 @@ from ..core.checks import (
     has_finite_sum,
     normalized_preference,
     poison,
-    values_readable,
 )
+from ..core.transforms import values_readable
 from ..core.tree import root
 from ..types import Scalar, Solution, Solver
 
@@ -180,6 +180,13 @@ class DualCone(NamedTuple):
 
 Problem = MinNorm | CAGrad | DualCone
 PROBLEMS = MinNorm, CAGrad, DualCone
+
+
+def kernel_inputs(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gramian, vector and c; None for what a problem lacks."""
+    if isinstance(problem, CAGrad):
+        return problem.gramian, problem.preference, problem.c
+    return problem.gramian, problem.weights if isinstance(problem, DualCone) else None, None
 
 
 def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:

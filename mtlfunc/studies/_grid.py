@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_count, inside_transform
+from ..core.checks import check_count
 from ..core.files import write_whole
 from ..core.progress import progress_bar
+from ..core.transforms import inside_transform
 
 if TYPE_CHECKING:
     import xarray

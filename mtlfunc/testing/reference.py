@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import inside_transform
 from ..core.extras import expect_installed
 from ..core.operators import define, flatten_batch, leading_shape
 from ..solvers import CAGrad, DualCone, MinNorm
 from ..solvers.face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
-from ..solvers.problems import Answer, Problem, resolution, solver
+from ..solvers.problems import Answer, Problem, kernel_inputs, resolution, solver
 from ..types import Solver, constructor
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -70,13 +69,7 @@ _RANKS = (2, 1, 0)  # of gramian, vector, c
 
 def _solved(problem: Problem, eps: float) -> tuple[Tensor, Tensor]:
     """What Clarabel gives, which no derivative sees: CAGrad's weights, and every problem's dual."""
-    gramian, vector, c = problem.gramian, None, None
-    if isinstance(problem, CAGrad):
-        vector, c = problem.preference, problem.c
-    elif isinstance(problem, DualCone):
-        vector = problem.weights
-    solve: Any = torch.ops.mtlfunc.cvx if inside_transform() else _one_by_one
-    return solve(*(None if x is None else x.detach() for x in (gramian, vector, c)), eps)
+    return _cvx(*(None if x is None else x.detach() for x in kernel_inputs(problem)), eps)
 
 
 def _one_by_one(
@@ -95,7 +88,7 @@ def _one_by_one(
     return weights.reshape(*lead, -1), dual.reshape(*lead, -1)
 
 
-define(
+_cvx = define(
     "cvx(Tensor gramian, Tensor? vector, Tensor? c, float eps) -> (Tensor, Tensor)",
     _one_by_one,
     _RANKS,

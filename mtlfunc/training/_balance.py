@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import (
-    all_present,
     check_finite,
     check_gradients,
     check_losses,
@@ -19,17 +18,10 @@ from ..core.checks import (
     check_weights,
     expect_answer,
     has_finite_sum,
-    values_readable,
 )
-from ..core.expect import (
-    expect_losses_fn,
-    expect_measured,
-    expect_probe,
-    expect_rule,
-    expect_state,
-    heads_of,
-)
+from ..core.expect import expect_losses_fn, expect_measured, expect_state, heads_of
 from ..core.internals import functorch, keystr, tree_flatten_with_path
+from ..core.transforms import all_present, innermost_tensor, values_readable
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run
@@ -120,8 +112,6 @@ def metric_balance(
 ) -> tuple[BalanceInit, Callable[[Params, Batch, BalanceState, Metric | None], Any]]:
     """`balance`, whose update also takes the optimizer's step; `metric`: whether it gets one."""
     expect_losses_fn(losses_fn)
-    expect_rule(rule)
-    expect_probe(probe)
     expect_measured(rule, probe, metric=metric)
     check_option(reduction, "reduction", get_args(Reduction))
     heads = heads_of(rule)

@@ -52,7 +52,7 @@ def _as_on_cuda() -> Iterator[None]:
     with (
         patch.object(exact, "kernel_at", lambda gramian: True),
         patch.object(default, "kernel_at", lambda gramian: True),
-        patch.object(exact, "_kernel", torch.ops.mtlfunc.active_set),
+        patch.object(exact, "_active_set", torch.ops.mtlfunc.active_set),
         patch.object(torch, "is_autocast_enabled", lambda device: False),  # knows no meta device
         patch.object(checks, "refuse_meta", lambda *args: None),
         patch.object(losses, "refuse_meta", lambda *args: None),
