@@ -47,13 +47,21 @@ class LossesFn(Protocol):
 
 @fields_shown
 class Geometry(NamedTuple):
-    """All that a rule may see of one step."""
+    """All that a rule may see of one step.
+
+    Attributes:
+        losses: of the rows, which are tasks or mixtures of them.
+        gramian: G = J Jᵀ `[row, row]`; None from a probe that measures none.
+        preference: how the rows mix into the mean gradient; sums to 1.
+        present: which tasks have labels in this batch.
+        extra: by name, what a special probe measured.
+    """
 
     losses: Float[Tensor, " row"]
-    gramian: Float[Tensor, "..."] | None  # [row, row]; None from a probe that measures none
-    preference: Float[Tensor, " row"]  # how the rows mix into the mean gradient; sums to 1
-    present: Bool[Tensor, " row"]  # tasks that have labels in this batch
-    extra: dict[str, Tensor]  # what a special probe measured
+    gramian: Float[Tensor, "..."] | None
+    preference: Float[Tensor, " row"]
+    present: Bool[Tensor, " row"]
+    extra: dict[str, Tensor]
 
 
 class Metric(NamedTuple):
@@ -137,15 +145,24 @@ class Optimizer(NamedTuple):
 
 @fields_shown
 class Info(NamedTuple):
-    """Diagnostics of one step; never carried to the next."""
+    """Diagnostics of one step; never carried to the next.
+
+    Attributes:
+        losses: as they were before the step.
+        gramian: G = J Jᵀ; `[0, 0]` from a probe that measures none.
+        weights: as applied: with `reduction="sum"` T times the rule's.
+        rates: G @ weights, how fast each loss falls at first along the step; with a metric + J c;
+            `[0]` without a Gramian.
+        aux: what `losses_fn` returned besides losses.
+        tasks: each task's loss by its name, from a dict of losses; else empty.
+    """
 
     losses: Float[Tensor, " task"]
-    gramian: Float[Tensor, "..."]  # [0, 0] from a probe that measures none
-    weights: Float[Tensor, " row"]  # as applied: with reduction="sum" T times the rule's
-    # gramian @ weights: each row's first-order gain, with a metric + J c; [0] without a Gramian
+    gramian: Float[Tensor, "..."]
+    weights: Float[Tensor, " row"]
     rates: Float[Tensor, "..."]
     aux: Any
-    tasks: dict[str, Tensor]  # each task's loss by its name, from a dict of losses; else empty
+    tasks: dict[str, Tensor]
 
 
 class Conflict(NamedTuple):

@@ -449,3 +449,29 @@ def test_heads_of_several_losses_and_leaves_without_numbers():
         grads = torch.autograd.grad(torch.stack(losses()).sum(), leaves)
         near([leaf.grad for leaf in leaves], list(grads))
     assert net["none"].weight.grad is None
+
+
+@pytest.mark.parametrize("rule", [mf.moco(), mf.dwa(1)])
+def test_whoever_writes_into_what_a_step_hands_out_changes_no_state(rule):
+    net = nn.Linear(4, 3).double()
+    one, other = (mf.Balancer(net, rule, mf.moving_average()) for _ in range(2))
+    for _ in range(3):
+        losses = net(X).square().mean(0)
+        other.backward(losses, retain_graph=True)
+        info = one.backward(losses)
+        for handed in (*info[:4], losses.detach()):
+            handed.mul_(1 + torch.arange(len(handed)))
+    near(
+        one.measure(net(X).square().mean(0)).weights, other.measure(net(X).square().mean(0)).weights
+    )
+
+
+def test_a_solver_may_write_and_answer_weights_alone():
+    G = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
+
+    def solver(problem):
+        problem.gramian.mul_(2)
+        return mf.solvers.auto()(problem).weights
+
+    near(mf.weights(mf.mgda(solver=solver), G), torch.tensor([0.8, 0.2]))
+    assert G[1, 1] == 4

@@ -105,6 +105,7 @@ def test_a_part_is_data(name):
     assert copy.deepcopy(part) == part
     assert eval(repr(part), dict(NAMES) | vars_of_registry()) == part
     assert pickle.loads(pickle.dumps(part)) == part
+    assert re.match(r"mf\.[\w.]+\(", fits(part))
 
 
 def vars_of_registry() -> dict[str, Any]:
@@ -210,16 +211,6 @@ def fits(x) -> str:
     assert max(map(len, text.splitlines())) <= 240
     assert " at 0x" not in text
     return text
-
-
-@pytest.mark.parametrize("name", RULES)
-def test_rule_is_a_line(name):
-    assert re.match(r"mf\.[\w.]+\(|Rule\(init=", fits(RULES[name].make()))
-
-
-@pytest.mark.parametrize("name", PROBES)
-def test_probe_is_a_line(name):
-    assert fits(PROBES[name].make()).startswith(f"mf.{name.split('-')[0]}(")
 
 
 def test_steps_states_and_what_they_report_are_one_screen():

@@ -11,12 +11,9 @@ ELSEWHERE = {
     "noise, one thread": {"MTLFUNC_NUDGE": "1"},
     "noise, two threads": {"MTLFUNC_NUDGE": "2", "OMP_NUM_THREADS": "2"},
     "no vector instructions, one thread": {"MKL_CBWR": "COMPATIBLE"},
-    "no vector instructions, noise, two threads": {
-        "MKL_CBWR": "COMPATIBLE",
-        "MTLFUNC_NUDGE": "3",
-        "OMP_NUM_THREADS": "2",
-    },
 }
+BOTH = {"MTLFUNC_NUDGE": "3", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "2"}
+ELSEWHERE["no vector instructions, noise, two threads"] = BOTH
 
 
 @pytest.mark.slow

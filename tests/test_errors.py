@@ -149,9 +149,9 @@ def remembering(first, following):
     )
 
 
-def one_step(rule):
+def one_step(rule, params=PARAMS):
     step = mf.balance(vector, rule, mf.jacobian("trunk.*"))
-    return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
+    return step.update(params, BATCH, step.init(params, BATCH))
 
 
 def at(rule, losses=(1.0, 1.0)):
@@ -473,6 +473,9 @@ def test_a_rule_that_writes_into_what_it_is_given_is_named(edit, following, wher
     message = rf"update of Rule\(.*update\) wrote into {where}, which .*x\.clone\(\)"
     with pytest.raises(RuntimeError, match=message):
         one_step(rule)
+    if following is leaves_alone:  # in a vmap, too
+        with pytest.raises(RuntimeError, match=message):
+            vmap(partial(one_step, rule))({k: torch.stack([x, 2 * x]) for k, x in PARAMS.items()})
     with pytest.raises(RuntimeError, match=message):
         made(lambda out: list(out.square()), rule=rule)
 

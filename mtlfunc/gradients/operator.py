@@ -17,6 +17,7 @@ from ..core.checks import (
     check_option,
     check_params,
     check_tensor,
+    places_of,
 )
 from ..core.transforms import all_rows_mask, enable_grad, is_differentiated
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
@@ -270,16 +271,7 @@ class TaskJacobian:
         """Some of the rows: a number, a slice, or a list of numbers. Of tasks, heads get the
         gradients of the chosen ones, and `"plain"` is their mean.
         """
-        every, given = range(len(self)), which.tolist() if hasattr(which, "tolist") else which
-        given = given if isinstance(given, list | slice) else [given]
-        try:
-            chosen = [*every[given]] if isinstance(given, slice) else [every[i] for i in given]
-        except (IndexError, TypeError):
-            chosen = []
-        if not chosen or (isinstance(given, list) and bool in map(type, given)):
-            raise IndexError(
-                f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
-            )
+        chosen = places_of(which, len(self))
         value = self.forward.value
         if self.mix is not None and self.chosen is None:
             return self.mixed(torch.eye(len(self), device=value.device)[chosen])

@@ -32,12 +32,12 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift):
     found = {"accuracies": {"hard sharing": base}, "seeds": SPREAD, "settings": {"epochs": 10}}
     rows = "| hard sharing   | up   | 0.3 (edge) |\n| hard sharing   | down | 0.1        |"
     page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
-    best = {"up": {task: [1.0] * 5 for task in ("left", "right")}}
-    more = {"twice as wide": base, "twice as long": base | best}
-    wider = found | {"accuracies": found["accuracies"] | more}
-    first, elsewhere = images.sentences({"mnist": wider, "mixed": found}, page)
-    edge = " (at an end of the learning rates)"
-    mixed = "MNIST with Fashion-MNIST"
+    long = base | {"up": {task: [1.0] * 5 for task in ("left", "right")}}
+    wider = {"hard sharing": base, "twice as wide": base, "twice as long": long}
+    first, elsewhere = images.sentences(
+        {"mnist": found | {"accuracies": wider}, "mixed": found}, page
+    )
+    edge, mixed = " (at an end of the learning rates)", "MNIST with Fashion-MNIST"
     shown = (
         f"up is better on MultiMNIST{edge}, down is worse on MultiMNIST, up is better on {mixed}"
     )

@@ -500,6 +500,9 @@ BROKEN = {
     "NaN read as 0 for many tasks": Broken(
         only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
     ),
+    "NaN that a comparison hides": Broken(  # weights are constant but in conflict
+        lambda g: torch.full_like(g[0], 1 / len(g)).where(g[0].sum() >= 0, 1.0), "NaN", "task 0"
+    ),
     "NaN of the last loss": Broken(loss_nan_dropped, "NaN", "although the loss of task"),
     "edited in place at conflict": Broken(in_place_at_conflict, "purity", "the gramian in place"),
     "gradients left off": Broken(gradients_off, "purity", "leaves gradients turned off"),

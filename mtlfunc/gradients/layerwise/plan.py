@@ -8,7 +8,7 @@ same backward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -223,7 +223,10 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
         return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
 
     plan, apart = Plan(rows=wanted.columns), False
-    if not together(jacobian, one_pass):
+    # a device that waits for launches may take separate losses in one batched pass
+    free = separate and jacobian.engine == "auto" and not (chunk or jacobian.left_out)
+    free = free and device != "cpu" and not forward.hooked
+    if not (free and graph.can_batch_twice and one_pass()):
         single = not mixed or (edges is not None and not one_pass())  # may each be taken alone
         apart = single and separate
         if not apart and chunk is None and not one_pass():
@@ -235,18 +238,6 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
         if forward.hooked and not depth():  # hooks outside of transforms are for plain gradients
             chunk = 1
     return plan._replace(apart=apart, chunk=chunk)
-
-
-def together(jacobian: Any, one_pass: Callable[[], bool]) -> bool:
-    """Whether separate losses are better differentiated by one batched pass, as on a device that
-    waits for launches: its rows then cost fewest of these.
-    """
-    forward = jacobian.forward
-    if forward.value.is_cpu or jacobian.engine != "auto" or forward.hooked:  # no look at the graph
-        return False
-    if forward.losses.scalars is None or jacobian.chunk_size or jacobian.left_out:
-        return False
-    return forward.graph.can_batch_twice and one_pass()
 
 
 def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> Plan:
