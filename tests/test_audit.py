@@ -23,9 +23,9 @@ from mtlfunc.audit.__main__ import EPILOG, main
 from mtlfunc.audit.harness import Harness
 from mtlfunc.audit.instances import independent, stationary
 from mtlfunc.audit.run import CONTRACTS, NAMES
+from mtlfunc.core.checks import inside_transform
 from mtlfunc.core.compiling import COMPILER
 from mtlfunc.core.expect import rule_name
-from mtlfunc.core.transforms import inside_transform
 from mtlfunc.testing.integers import integers
 from mtlfunc.types import Geometry
 from paper_repro.pcgrad import theorems as theory

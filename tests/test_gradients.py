@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.core import tree
-from mtlfunc.core.transforms import lanes
+from mtlfunc.core.checks import lanes
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
 from tests.support.memory import Largest

@@ -51,11 +51,11 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_304,  # aim 18,500
-    "gradients": 5_327,  # of these; aim 4,700
-    "training": 2_099,  # of these; aim 2,000
-    "rooms": 1_433,
-    "laboratory": 6_137,
+    "core": 20_284,  # aim 18,500
+    "gradients": 5_331,  # of these; aim 4,700
+    "training": 2_098,  # of these; aim 2,000
+    "rooms": 1_439,
+    "laboratory": 6_136,
 }
 
 
@@ -77,7 +77,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_813),
         ("experiments", 15_445),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_606),
+        ("tests", 41_608),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

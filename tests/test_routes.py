@@ -272,7 +272,9 @@ def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatc
 
     answers = []
     for together in (False, True):
-        monkeypatch.setattr(plan, "together", lambda *args, together=together: together)
+        if together:
+            monkeypatch.setattr(plan, "PROMPT", set())
+            monkeypatch.setattr(plan, "prefers_one_pass", lambda *args, **options: True)
         step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*", mix=mix))
         answers.append(step.update(params, x, step.init(params, x, key=2)))
     (got, _, info), (expected, _, its) = answers
@@ -440,7 +442,7 @@ def test_walk_of_a_live_step():
         balancer.backward(net(x))
     files = python_calls(partial(balancer.backward, net(x)), str(ROOT / "mtlfunc"))
     walk = len(files), len({*files}), sum(a != b for a, b in pairwise(files))
-    assert max(map(sub, walk, (192, 23, 108))) <= 0, walk
+    assert max(map(sub, walk, (191, 23, 108))) <= 0, walk
 
 
 @pytest.mark.parametrize(("tasks", "most"), [(0, 40), (64, 60)])

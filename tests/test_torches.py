@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.core import hooks, internals
-from mtlfunc.core.transforms import all_present
+from mtlfunc.core.checks import all_present
 from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params

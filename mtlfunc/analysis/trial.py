@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from ..core import hooks, internals
-from ..core.checks import user_level
-from ..core.transforms import enable_grad, inside_transform
+from ..core.checks import enable_grad, inside_transform, user_level
 from ..gradients import sample_gramian, task_gradients, task_gramian
 from ..gradients.layerwise import graph
 from ..rules import mean

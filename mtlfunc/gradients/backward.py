@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.transforms import depth
+from ..core.checks import depth
 from ..types import Params
 from .layerwise.graph import Graph, Place
 from .layerwise.uses import Use

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.transforms import depth, enable_grad
+from ..core.checks import depth, enable_grad
 from ..core.tree import HALF, dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of

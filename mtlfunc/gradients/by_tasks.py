@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.transforms import depth
+from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import SMALL, Backward, recording, stacked, wide_of

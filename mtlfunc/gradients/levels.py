@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from ..core.checks import enable_grad, gradient_edge, inside_transform
 from ..core.internals import ENGINE, Trust, autograd_engine, forward_level, tree_leaves
 from ..core.restore import WritesUndone, assignments_undone
-from ..core.transforms import enable_grad, gradient_edge, inside_transform
 from ..core.tree import as_real
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params

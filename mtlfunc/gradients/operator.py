@@ -11,15 +11,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.checks import (
+    all_rows_mask,
     check_autocast,
     check_count,
     check_dtype,
     check_option,
     check_params,
     check_tensor,
+    enable_grad,
+    is_differentiated,
     places_of,
 )
-from ..core.transforms import all_rows_mask, enable_grad, is_differentiated
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select

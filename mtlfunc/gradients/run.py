@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
-from ..core.checks import check_autocast
-from ..core.expect import expect_losses_fn
-from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
-from ..core.internals import Trust, tree_map, undefined_grad
-from ..core.transforms import (
+from ..core.checks import (
+    check_autocast,
     depth,
     gradient_edge,
     has_innermost_derivative,
     innermost_tensor,
     is_differentiated,
 )
+from ..core.expect import expect_losses_fn
+from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
+from ..core.internals import Trust, tree_map, undefined_grad
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
@@ -104,7 +104,8 @@ def forward_of(
     outside = recorded is not None and recorded(graph)
     if not (outside or inside):
         vector, aux = vector.detach(), detached(aux)
-        vector = vector if losses.scalars else vector.clone()  # theirs may be written to
+        # a vector of theirs may be written to
+        vector = vector if losses.scalars or losses.shape else vector.clone()
     if not (inside or len(graph.leaf_nodes) == len(leaves)):
         read = [x for x in leaves if x in graph.leaf_nodes or type(leaves[x]) not in PLAIN]
         params = {name: params[name] for name in read} or params

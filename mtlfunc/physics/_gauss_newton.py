@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar, has_finite_sum, poison
-from ..core.transforms import values_readable
+from ..core.checks import check_scalar, has_finite_sum, poison, values_readable
 from ..rules.common import gramian_of, no_state, preference_of, reading
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State, constructor

@@ -10,15 +10,18 @@ from torch import Tensor, nn
 
 from ..core import random
 from ..core.checks import (
+    all_present,
     check_count,
     check_finite,
     check_losses,
     check_option,
     check_params,
+    inside_transform,
+    is_readable,
     user_level,
+    values_readable,
 )
 from ..core.expect import expect_function
-from ..core.transforms import all_present, inside_transform, is_readable, values_readable
 from ..core.tree import few_names, gramians, real_of, select
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses

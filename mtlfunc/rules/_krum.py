@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_count, poison
-from ..core.transforms import all_present
+from ..core.checks import all_present, check_count, poison
 from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of
 

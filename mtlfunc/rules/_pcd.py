@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_count, check_scalar, poison
-from ..core.transforms import values_readable
+from ..core.checks import check_count, check_scalar, poison, values_readable
 from ..solvers.default import solver_or_auto
 from ..solvers.problems import or_one, precision, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import (
+    all_rows_mask,
     check_batch,
     check_gramian,
     check_tensor,
@@ -13,6 +14,7 @@ from ..core.checks import (
     check_weights,
     expect_answer,
     has_finite_sum,
+    values_readable,
 )
 from ..core.expect import (
     expect_carried,
@@ -23,7 +25,6 @@ from ..core.expect import (
     reads_of,
     rule_name,
 )
-from ..core.transforms import all_rows_mask, values_readable
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
 

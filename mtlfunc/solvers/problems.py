@@ -57,8 +57,8 @@ from ..core.checks import (
     has_finite_sum,
     normalized_preference,
     poison,
+    values_readable,
 )
-from ..core.transforms import values_readable
 from ..core.tree import root
 from ..types import Scalar, Solution, Solver
 

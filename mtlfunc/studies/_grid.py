@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_count
+from ..core.checks import check_count, inside_transform
 from ..core.files import write_whole
 from ..core.progress import progress_bar
-from ..core.transforms import inside_transform
 
 if TYPE_CHECKING:
     import xarray

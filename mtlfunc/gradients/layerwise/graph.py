@@ -16,8 +16,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
 from ...core import hooks
+from ...core.checks import depth
 from ...core.internals import Trust, accumulate_grad, tells_hooks
-from ...core.transforms import depth
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed

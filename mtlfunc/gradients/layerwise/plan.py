@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.transforms import depth
+from ...core.checks import depth
 from ...core.tree import HALF
 from ...types import Params
 from .broadcast import over_samples
@@ -45,6 +45,8 @@ out for a product, on a CPU.
 Uses = Mapping[str, Sequence[Use]]
 """The nodes that read each leaf."""
 
+PROMPT = {"cpu"}
+"""Devices on which nothing waits for a launch."""
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
 WORTH = 1.25
@@ -223,9 +225,9 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
         return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
 
     plan, apart = Plan(rows=wanted.columns), False
-    # a device that waits for launches may take separate losses in one batched pass
+    # where launches are waited for, separate losses may take one batched pass
     free = separate and jacobian.engine == "auto" and not (chunk or jacobian.left_out)
-    free = free and device != "cpu" and not forward.hooked
+    free = free and device not in PROMPT and not forward.hooked
     if not (free and graph.can_batch_twice and one_pass()):
         single = not mixed or (edges is not None and not one_pass())  # may each be taken alone
         apart = single and separate
