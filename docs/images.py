@@ -61,9 +61,10 @@ def write(left: Path, found: Mapping[str, Any]) -> None:
 def sentences(kept: Mapping[str, dict[str, Any]], page: str) -> list[str]:
     """Of the README: which rules are shown to differ from the mean loss on which set in hard
     sharing, all intervals of a set together, and which of these had their best rate at the edge, as
-    the page's table says; how many do so in other settings, those of a setting together.
+    the page's table says; how many do so in other settings, those of a setting together, which are
+    other networks and amounts of training.
     """
-    shown, count, elsewhere, others = [], 0, [], 0
+    shown, count, elsewhere, others, settings = [], 0, [], 0, []
     for kind, found in kept.items():
         for setting, tests in found["accuracies"].items():
             own = accuracies(setting, tests)[setting]
@@ -76,6 +77,7 @@ def sentences(kept: Mapping[str, dict[str, Any]], page: str) -> list[str]:
             }
             if setting != BASE:
                 others += len(rivals)
+                settings.append(SETS[kind])
                 elsewhere += [f"{name} is {side}" for name, side in sides.items()]
                 continue
             count += len(rivals)
@@ -90,7 +92,8 @@ def sentences(kept: Mapping[str, dict[str, Any]], page: str) -> list[str]:
         each = [f"{x} {elsewhere.count(x)} times" for x in sorted({*elsewhere})]
         each = [x.replace(" 1 times", " once") for x in each]
         said.append(
-            f"""With other networks or lengths of training {len(elsewhere)} of {others}
+            f"""In {len(settings)} other settings of {" and ".join(dict.fromkeys(settings))},
+            {len(elsewhere)} of {others}
             {_show(elsewhere).removesuffix(" a difference")} one{_those(each)}."""
         )
     return said

@@ -14,7 +14,6 @@ from numbers import Real
 from operator import attrgetter
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
@@ -471,14 +470,3 @@ def poison(answer: Any, *inputs: Tensor, right: Sequence[Tensor] = ()) -> Any:
     every = [*right, *(x.isfinite().all() for x in inputs)]
     every = every[0] if len(every) == 1 else torch.stack(every).all()
     return answer * torch.where(every, 1.0, torch.nan).to(answer)
-
-
-@constant_when_compiled
-def places_of(which: Any, count: int) -> list[int]:
-    """The rows that a number, a slice, a list of numbers or a mask chooses, one at least."""
-    try:
-        if found := np.arange(count)[which].reshape(-1).tolist():
-            return found
-    except (IndexError, TypeError, RuntimeError):
-        pass
-    raise IndexError(f"J[...]: expected a slice, or a list of numbers below {count}, got {which!r}")

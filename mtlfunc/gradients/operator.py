@@ -20,7 +20,6 @@ from ..core.checks import (
     check_tensor,
     enable_grad,
     is_differentiated,
-    places_of,
 )
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
@@ -87,7 +86,7 @@ class TaskJacobian:
     left_out: frozenset[int] = frozenset()  # tasks without labels: no pass enters a separate loss
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    chosen: tuple[int, ...] | None = None  # the tasks that rows are, where some were chosen
+    chosen: tuple[Any, ...] | None = None  # the rows' names, where they are chosen tasks
     metric: Metric | None = None  # P and c over the columns; None is the identity and 0
     shares: Shares = WHOLE  # the processes that J is summed over, and who has which labels
 
@@ -103,9 +102,8 @@ class TaskJacobian:
     @property
     def names(self) -> tuple[Any, ...]:
         """The tasks' names, from a dict of losses; else their numbers."""
-        every = self.forward.losses.names or range(len(self.forward.value))
-        chosen = self.chosen if self.mix is not None else range(len(every))
-        return tuple(range(len(self)) if chosen is None else [every[task] for task in chosen])
+        given = self.forward.losses.names if self.mix is None else self.chosen
+        return given or tuple(range(len(self)))
 
     def __len__(self) -> int:
         return len(self.forward.value if self.mix is None else self.mix)
@@ -137,8 +135,8 @@ class TaskJacobian:
         check_autocast(self.leaves, "methods of a TaskJacobian")
         check_dtype(dtype, "gramian_dtype", none=True)
         # every task's weight in the gradient of heads; None where the rule's counts
-        entered = len(self.forward.value) if self.chosen is None else len({*self.chosen})
-        mean = 1 / (self.weightings or entered)
+        absent = 0 if self.shares.present is not None else len(self.left_out)  # it counts those
+        mean = 1 / (self.weightings or max(len(self.forward.value) - absent, 1))
         weights = {None: None, "plain": mean, "own": 1.0, "weighted": None}
         check_option(heads, "heads", [*weights])
         weight, names = weights[heads], self.columns if heads is None else tuple(self.leaves)
@@ -270,20 +268,25 @@ class TaskJacobian:
         return explanation(self)
 
     def __getitem__(self, which: Any) -> TaskJacobian:
-        """Some of the rows: a number, a slice, or a list of numbers. Of tasks, heads get the
-        gradients of the chosen ones, and `"plain"` is their mean.
+        """Some of the rows: a number, a slice, a list of numbers or a mask. Of tasks, heads then
+        get the gradients of the chosen ones alone (while compiling, of all).
         """
-        chosen = places_of(which, len(self))
-        value = self.forward.value
-        if self.mix is not None and self.chosen is None:
-            return self.mixed(torch.eye(len(self), device=value.device)[chosen])
-        tasks = chosen if self.chosen is None else [self.chosen[i] for i in chosen]
-        rows = torch.eye(len(value), device=value.device)[tasks]
+        rows = torch.eye(len(self), device=self.forward.value.device)
+        try:
+            rows = rows[which].reshape(-1, len(self))
+        except (IndexError, TypeError, RuntimeError, ValueError):
+            rows = rows[:0]
+        if not len(rows):
+            raise IndexError(
+                f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
+            )
+        if self.mix is not None or torch.compiler.is_compiling():
+            return self.mixed(rows)
         kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
-        scale = kept.to(value) * (1.0 if self.scale is None else self.scale)
-        out = self.left_out | frozenset(range(len(value))).difference(tasks)
-        jacobian = replace(self, mix=None, scale=scale, left_out=out).mixed(rows)
-        return replace(jacobian, chosen=tuple(tasks))
+        scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
+        out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
+        jacobian = replace(self, scale=scale, left_out=out).mixed(rows)
+        return replace(jacobian, chosen=tuple([self.names[i] for i in rows.argmax(1).tolist()]))
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`."""

@@ -104,8 +104,7 @@ def forward_of(
     outside = recorded is not None and recorded(graph)
     if not (outside or inside):
         vector, aux = vector.detach(), detached(aux)
-        # a vector of theirs may be written to
-        vector = vector if losses.scalars or losses.shape else vector.clone()
+        vector = vector if losses.scalars or losses.shape else vector.clone()  # may be written to
     if not (inside or len(graph.leaf_nodes) == len(leaves)):
         read = [x for x in leaves if x in graph.leaf_nodes or type(leaves[x]) not in PLAIN]
         params = {name: params[name] for name in read} or params

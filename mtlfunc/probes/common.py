@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, NoReturn, get_args
 
 import torch
@@ -66,7 +66,7 @@ class Run:
     losses: Callable[[Params, Batch], Losses]  # alone, at other params too
     union: Ranks = ALONE  # of the processes that step together
     # what the processes must have in common at the first step, by name
-    facts: Callable[[], dict[str, Any]] = dict
+    facts: Callable[[], dict[str, Any]] = field(default_factory=lambda: dict)
     given: Labelling | None = None  # of losses that exist
     combines: bool = True  # whether the answer's `combine` will be called
     # from names of measured leaves to P and c over them, for a Gramian J P Jᵀ and extra["carried"]

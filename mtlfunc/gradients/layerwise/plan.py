@@ -46,7 +46,7 @@ Uses = Mapping[str, Sequence[Use]]
 """The nodes that read each leaf."""
 
 PROMPT = {"cpu"}
-"""Devices on which nothing waits for a launch."""
+"""Devices on which nothing waits for a launch; on others one pass may take separate losses."""
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
 WORTH = 1.25
@@ -225,7 +225,6 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
         return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
 
     plan, apart = Plan(rows=wanted.columns), False
-    # where launches are waited for, separate losses may take one batched pass
     free = separate and jacobian.engine == "auto" and not (chunk or jacobian.left_out)
     free = free and device not in PROMPT and not forward.hooked
     if not (free and graph.can_batch_twice and one_pass()):
