@@ -132,7 +132,7 @@ collect_ignore = ["support"]
 # the compiler does not look through enforced annotations, which forestall the package's own errors
 # and hide the functions whose names are shown
 collect_ignore_glob = (
-    [f"test_{name}.py" for name in ("compile*", "slips", "errors", "active_set_gpu", "display")]
+    [f"test_{name}.py" for name in ("compile*", "slips", "errors", "active_set_gpu")]
     if os.environ.get("MTLFUNC_TYPES")
     else []
 )
