@@ -458,20 +458,16 @@ def test_whoever_writes_into_what_a_step_hands_out_changes_no_state(rule):
     for _ in range(3):
         losses = net(X).square().mean(0)
         other.backward(losses, retain_graph=True)
-        info = one.backward(losses)
-        for handed in (*info[:4], losses.detach()):
+        for handed in (*one.backward(losses)[:4], losses.detach()):
             handed.mul_(1 + torch.arange(len(handed)))
-    near(
-        one.measure(net(X).square().mean(0)).weights, other.measure(net(X).square().mean(0)).weights
-    )
+    losses = net(X).square().mean(0)
+    near(one.measure(losses).weights, other.measure(losses).weights)
 
 
 def test_a_solver_may_write_and_answer_weights_alone():
     G = torch.tensor([[1.0, 0.0], [0.0, 4.0]])
 
-    def solver(problem):
-        return mf.solvers.auto()(problem._replace(gramian=problem.gramian.mul_(2))).weights
-
+    solver = lambda p: mf.solvers.auto()(p._replace(gramian=p.gramian.mul_(2))).weights  # noqa: E731
     found = mf.weights(mf.mgda(solver=solver), G)  # pyright: ignore
     near(found, torch.tensor([0.8, 0.2]))
     assert G[1, 1] == 4

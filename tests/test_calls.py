@@ -1,6 +1,4 @@
-"""Parts of a method are data: equal if made of equal arguments, written and pickled as a call. What
-a notebook or a terminal shows fits on one screen, and named tuples stay what they are.
-"""
+"""Parts of a method are data, compared, written and pickled as a call, and shown on one screen."""
 
 import copy
 import gc
@@ -105,7 +103,6 @@ def test_a_part_is_data(name):
     assert copy.deepcopy(part) == part
     assert eval(repr(part), dict(NAMES) | vars_of_registry()) == part
     assert pickle.loads(pickle.dumps(part)) == part
-    assert re.match(r"mf\.[\w.]+\(", fits(part))
 
 
 def vars_of_registry() -> dict[str, Any]:
@@ -211,6 +208,12 @@ def fits(x) -> str:
     assert max(map(len, text.splitlines())) <= 240
     assert " at 0x" not in text
     return text
+
+
+@pytest.mark.parametrize("name", [*RULES, *PROBES])
+def test_rules_and_probes_are_a_line(name):
+    begins = r"mf\.[\w.]+\(|Rule\(init=" if name in RULES else rf"mf\.{name.split('-')[0]}\("
+    assert re.match(begins, fits((RULES | PROBES)[name].make()))
 
 
 def test_steps_states_and_what_they_report_are_one_screen():

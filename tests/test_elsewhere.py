@@ -6,14 +6,14 @@ import pytest
 
 from tests.support import python
 
+PLAIN, TWO = {"MKL_CBWR": "COMPATIBLE"}, {"OMP_NUM_THREADS": "2"}
 ELSEWHERE = {
     "enforced types": {"MTLFUNC_TYPES": "1"},
     "noise, one thread": {"MTLFUNC_NUDGE": "1"},
-    "noise, two threads": {"MTLFUNC_NUDGE": "2", "OMP_NUM_THREADS": "2"},
-    "no vector instructions, one thread": {"MKL_CBWR": "COMPATIBLE"},
+    "noise, two threads": {"MTLFUNC_NUDGE": "2"} | TWO,
+    "no vector instructions, one thread": PLAIN,
+    "no vector instructions, noise, two threads": {"MTLFUNC_NUDGE": "3"} | PLAIN | TWO,
 }
-BOTH = {"MTLFUNC_NUDGE": "3", "MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "2"}
-ELSEWHERE["no vector instructions, noise, two threads"] = BOTH
 
 
 @pytest.mark.slow

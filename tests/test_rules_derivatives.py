@@ -141,11 +141,12 @@ def test_second_derivatives_where_eigenvalues_are_equal(rule, lengths):
     agree(value, nestings=("forward over forward", "reverse over forward"))
 
 
-def test_fairgrad_differentiated_twice_in_alpha():
+@pytest.mark.parametrize("alpha", [0.4, 1.0, 2.0, 3.0])
+def test_fairgrad_differentiated_twice_in_alpha(alpha):
     J = jacobian("gaussian", 3)
     probe = torch.tensor([1.0, -2.0, 0.5], dtype=F64)
 
     def value(s):
-        return probe @ mf.weights(mf.fairgrad(2 + s), J @ J.mT)
+        return probe @ mf.weights(mf.fairgrad(alpha + s), J @ J.mT)
 
     agree(value, 1e-6)

@@ -58,6 +58,14 @@ def gradient_edge(x: Tensor) -> GradientEdge:
         return get_gradient_edge(x)
 
 
+def values_readable(*values: object) -> bool:
+    """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
+    if torch.compiler.is_compiling() or inside_transform():
+        return False
+    plain = {*map(type, values)} == {Tensor}  # nearly always
+    return all(map(_IS_CPU, values if plain else tensors_of(values)))
+
+
 def is_differentiated(values: object, *, own_levels: int = 0) -> bool:
     """Whether something outside can differentiate through `values`, any nest of tensors.
 
@@ -144,12 +152,10 @@ def has_innermost_derivative(x: Tensor) -> bool:
     return x.requires_grad and functorch.maybe_get_level(x) == functorch.maybe_current_level()
 
 
-def values_readable(*values: object) -> bool:
-    """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
-    if torch.compiler.is_compiling() or inside_transform():
-        return False
-    plain = {*map(type, values)} == {Tensor}  # nearly always
-    return all(map(_IS_CPU, values if plain else tensors_of(values)))
+def is_pair(out: Any) -> bool:
+    """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
+    pair = isinstance(out, tuple) and len(out) == 2
+    return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
 
 
 def all_rows_mask(like: Tensor) -> Tensor:
@@ -178,12 +184,6 @@ def all_present(present: Tensor) -> bool:
 def select_where(x: Tensor, mask: Tensor, other: Tensor | float) -> Tensor:
     """`x.where(mask, other)`, without the work where the mask can be seen to hold everywhere."""
     return x if all_present(mask) else x.where(mask, other)
-
-
-def is_pair(out: Any) -> bool:
-    """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
-    pair = isinstance(out, tuple) and len(out) == 2
-    return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
 
 
 def check_params(params: Params, *, mixed: bool = False) -> None:

@@ -34,9 +34,8 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift):
     page = "\n".join(marked(name, rows) for name in ("images", "images-mixed"))
     long = base | {"up": {task: [1.0] * 5 for task in ("left", "right")}}
     wider = {"hard sharing": base, "twice as wide": base, "twice as long": long}
-    first, elsewhere = images.sentences(
-        {"mnist": found | {"accuracies": wider}, "mixed": found}, page
-    )
+    kept = {"mnist": found | {"accuracies": wider}, "mixed": found}
+    first, elsewhere = images.sentences(kept, page)
     edge, mixed = " (at an end of the learning rates)", "MNIST with Fashion-MNIST"
     shown = (
         f"up is better on MultiMNIST{edge}, down is worse on MultiMNIST, up is better on {mixed}"
