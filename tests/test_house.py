@@ -51,11 +51,11 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_276,  # aim 18,500
+    "core": 20_278,  # aim 18,500
     "gradients": 5_332,  # of these; aim 4,700
     "training": 2_100,  # of these; aim 2,000
     "rooms": 1_439,
-    "laboratory": 6_136,
+    "laboratory": 6_137,
 }
 
 

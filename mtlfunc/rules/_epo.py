@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, poison
-from ..solvers.default import solver_or_auto
+from ..core.expect import expect_solver
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
@@ -67,7 +67,7 @@ def epo(
         [0.0, 1.0]
     """
     check_scalar(tolerance, "tolerance")
-    solve = solver_or_auto(solver)
+    expect_solver(solver)
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
@@ -103,7 +103,7 @@ def epo(
         )
         bounds = torch.cat([torch.zeros_like(r), bound, rates.amax().clamp_max(0)[None]]) - slack
         alpha, feasible = _maximise(
-            torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solve
+            torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solver
         )
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, bounded), ()
 
@@ -118,7 +118,7 @@ def _maximise(
     present: Tensor,
     even: Tensor,
     noise: float,
-    solve: Solver,
+    solver: Solver | None,
 ) -> tuple[Tensor, Tensor]:
     """max objective·α over rows @ α >= bounds and Σα = 1, sharply: the point of that set nearest to
     even + SHARPNESS·objective.
@@ -134,7 +134,7 @@ def _maximise(
     along = project_flat(rows)
     start = SHARPNESS * slope
     multipliers, feasible = least_distance(
-        along @ along.mT, bounds - rows @ even - along @ start, solve
+        along @ along.mT, bounds - rows @ even - along @ start, solver
     )
     alpha = (even + start + multipliers @ along).clamp_min(0)
     # a bound that pushes is met exactly

@@ -6,12 +6,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..solvers import dual_cone
+from ..solvers.default import weights_of
 from ..solvers.problems import or_one, root
 from ..types import Solver
 
 
 def least_distance(
-    gramian: Float[Tensor, "row row"], offsets: Float[Tensor, " row"], solve: Solver
+    gramian: Float[Tensor, "row row"], offsets: Float[Tensor, " row"], solver: Solver | None
 ) -> tuple[Float[Tensor, " row"], Bool[Tensor, ""]]:
     """min ½‖x‖² over n_j·x >= h_j, for all rows j.
 
@@ -24,7 +25,7 @@ def least_distance(
     Args:
         gramian: n_i·n_j `[row, row]`; a zero normal is not an inequality.
         offsets: h `[row]`.
-        solve: takes `dual_cone`.
+        solver: takes `dual_cone`; None is the default.
 
     Returns:
         multipliers μ >= 0 `[row]` of x = Σ μ_j n_j, and whether there is such an x; μ = 0 where
@@ -48,7 +49,7 @@ def least_distance(
     h = h / scale
     edge = pad(h, (1, 0), value=-1.0)
     lifted = pad(unit, (1, 0, 1, 0)) + edge[:, None] * edge
-    v = solve(dual_cone(lifted, pad(torch.zeros_like(h), (1, 0), value=1.0))).weights
+    v = weights_of(dual_cone(lifted, pad(torch.zeros_like(h), (1, 0), value=1.0)), solver)
     square = v[0] - h @ v[1:]  # ‖z‖²
     apart = square > 64 * len(v) * torch.finfo(h.dtype).eps * (1 + h.abs() @ v[1:].abs())
     multipliers = torch.where(apart, v[1:] / square.where(apart, 1.0), 0.0)

@@ -7,9 +7,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import check_count, check_tensor, normalized_preference, poison, values_readable
+from ..core.expect import expect_solver
 from ..core.tree import root
 from ..solvers import min_norm
-from ..solvers.default import solver_or_auto
+from ..solvers.default import weights_of
 from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Solver, State, constructor
 from .common import gramian_of, preference_of, reading
@@ -73,7 +74,7 @@ def pareto_mtl(
                 f"positive sum in every row, got {others.dtype} of shape {list(others.shape)}: "
                 f"{others}"
             )
-    solve = solver_or_auto(solver)
+    expect_solver(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(ray, losses, "ray")
@@ -106,7 +107,7 @@ def pareto_mtl(
         noise = 8 * len(rows) * torch.finfo(gramian.dtype).eps * violated.any()
         lengths = root(gramian.diagonal()) @ rows.abs().mT
         inner = rows @ gramian @ rows.mT + noise * (lengths**2).diag()
-        weights = torch.where(present, solve(min_norm(inner)).weights @ rows, 0.0)
+        weights = torch.where(present, weights_of(min_norm(inner), solver) @ rows, 0.0)
         left = torch.where(violated.any(), (state.search - 1).clamp_min(0), 0)
         left = torch.where(present.any(), left, state.search)
         return poison(weights, gramian, losses, u), ParetoMTLState(left)

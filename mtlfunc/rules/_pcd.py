@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.checks import check_count, check_scalar, poison, values_readable
-from ..solvers.default import solver_or_auto
+from ..core.expect import expect_solver
 from ..solvers.problems import or_one, precision, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
@@ -64,7 +64,7 @@ def pcd(
         check_scalar(tau, "tau")
     check_scalar(beta, "beta", below=1.0)
     check_count(primary, "primary", 0)
-    solve = solver_or_auto(solver)
+    expect_solver(solver)
 
     def init(losses: Tensor, key: Tensor) -> State:
         if primary >= len(losses):
@@ -94,7 +94,7 @@ def pcd(
         ratio = root(mean[primary] / or_one(mean)).to(gramian)
 
         multipliers, _ = least_distance(
-            drop(drop(gramian).mT), drop(tau * ratio * square - gramian[primary]), solve
+            drop(drop(gramian).mT), drop(tau * ratio * square - gramian[primary]), solver
         )
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
