@@ -273,7 +273,7 @@ def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatc
     answers = []
     for together in (False, True):
         if together:
-            monkeypatch.setattr(plan, "PROMPT", set())
+            monkeypatch.setattr(plan, "NO_LAUNCHES", set())
             monkeypatch.setattr(plan, "prefers_one_pass", lambda *args, **options: True)
         step = mf.balance(losses, mf.mgda(), mf.jacobian("trunk.*", mix=mix))
         answers.append(step.update(params, x, step.init(params, x, key=2)))

@@ -198,12 +198,13 @@ class Harness:
     @property
     def reads_gramian(self) -> bool:
         """Whether weights of some Jacobians with the same losses differ."""
-        for pool in map(self.pool, (2, 3)):
+
+        def differ(pool: Pool) -> bool:
             losses = pool.cases.losses
             found = pool.weights[(losses == losses[0]).flatten(1).all(1) & pool.valid]
-            if bool((found != found[:1]).any()) and may_read(self.rule, "gramian"):
-                return True
-        return False
+            return bool((found != found[:1]).any())
+
+        return may_read(self.rule, "gramian") and any(map(differ, map(self.pool, (2, 3))))
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
         """Jacobians with their losses; of many tasks two updates at most: a state may need one."""

@@ -134,9 +134,9 @@ class TaskJacobian:
         """
         check_autocast(self.leaves, "methods of a TaskJacobian")
         check_dtype(dtype, "gramian_dtype", none=True)
-        # every task's weight in the gradient of heads; None where the rule's counts
-        absent = 0 if self.shares.present is not None else len(self.left_out)  # it counts those
+        absent = 0 if self.shares.present is not None else len(self.left_out)  # see `shares.plain`
         mean = 1 / (self.weightings or max(len(self.forward.value) - absent, 1))
+        # every task's in the gradient of heads; None where the rule's weight counts
         weights = {None: None, "plain": mean, "own": 1.0, "weighted": None}
         check_option(heads, "heads", [*weights])
         weight, names = weights[heads], self.columns if heads is None else tuple(self.leaves)
@@ -286,7 +286,7 @@ class TaskJacobian:
         scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
         out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
         jacobian = replace(self, scale=scale, left_out=out).mixed(rows)
-        return replace(jacobian, chosen=tuple([self.names[i] for i in rows.argmax(1).tolist()]))
+        return replace(jacobian, chosen=tuple(map(self.names.__getitem__, rows.argmax(1).tolist())))
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`."""

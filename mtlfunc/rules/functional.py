@@ -83,11 +83,11 @@ def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tens
             f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
         )
     row = gramian[0]
-    losses = torch.ones_like(row) if losses is None else losses
+    # copies, which a rule or its solver may write into
+    losses, gramian = torch.ones_like(row) if losses is None else losses.clone(), gramian.clone()
     preference, present = torch.full_like(row, 1 / len(gramian)), all_rows_mask(gramian)
     first = random.fold_in(random.key(key, gramian.device), 1)
-    # copies, which a rule or its solver may write into
-    geometry = Geometry(losses.clone(), gramian.clone(), preference, present, {})
+    geometry = Geometry(losses, gramian, preference, present, {})
     answer, _ = expect_answer(rule.update(geometry, rule.init(losses, first)))
     check_weights(answer, losses.shape)
     return answer

@@ -45,7 +45,7 @@ out for a product, on a CPU.
 Uses = Mapping[str, Sequence[Use]]
 """The nodes that read each leaf."""
 
-PROMPT = {"cpu"}
+NO_LAUNCHES = {"cpu"}
 """Devices on which nothing waits for a launch; on others one pass may take separate losses."""
 ROWS_AT_ONCE = 64
 """Rows in one batched pass where a leaf has to be differentiated sample by sample."""
@@ -226,7 +226,7 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
 
     plan, apart = Plan(rows=wanted.columns), False
     free = separate and jacobian.engine == "auto" and not (chunk or jacobian.left_out)
-    free = free and device not in PROMPT and not forward.hooked
+    free = free and device not in NO_LAUNCHES and not forward.hooked
     if not (free and graph.can_batch_twice and one_pass()):
         single = not mixed or (edges is not None and not one_pass())  # may each be taken alone
         apart = single and separate
