@@ -268,8 +268,8 @@ class TaskJacobian:
         return explanation(self)
 
     def __getitem__(self, which: Any) -> TaskJacobian:
-        """Some of the rows: a number, a slice, a list of numbers or a mask. Of tasks, heads then
-        get the gradients of the chosen ones alone (while compiling, of all).
+        """Some of the rows: a number, a slice, a list of numbers or a mask. Where rows are tasks,
+        heads get the gradients of the chosen tasks alone; while compiling, of all tasks.
         """
         rows = torch.eye(len(self), device=self.forward.value.device)
         try:

@@ -235,9 +235,9 @@ class Options(NamedTuple):
         self, run: Run, batch: Batch, *, key: Tensor | None = None, several: bool = True,
         **facts: Any,
     ) -> Tensor:  # fmt: skip
-        """The union's losses `[row]` before the first step, if it can be taken with these options,
-        and all processes have them and other `facts` in common; `several` as in `first_losses`,
-        `key` as in `measure`.
+        """The union's losses `[row]` before the first step. An error where these options do not fit
+        it, or where processes differ in them or in other `facts`. `several`: as in `first_losses`;
+        `key`: as in `measure`.
         """
         check_params(run.params, mixed=run.union.group is None)
         names, (counts, weights) = select(run.params, self.shared), self._labels(run, batch)
@@ -262,8 +262,8 @@ class Options(NamedTuple):
         self, run: Run, batch: Batch, *, gramian: bool = False, rows: bool = False,
         key: Tensor | None = None,
     ) -> tuple[Measurement, Metric | None]:  # fmt: skip
-        """What is wanted of J over the shared parameters, with the gradient of the heads where
-        `combine` will be called, and the optimizer's metric; of mixtures, if a `key` draws them.
+        """What is wanted of J over the shared parameters, and the optimizer's metric. The gradient
+        of the heads comes along where `combine` will be called. A `key` draws the mixtures.
         """
         names, labels = select(run.params, self.shared), self._labels(run, batch)
         metric = None if run.metric is None else run.metric(names)
@@ -359,8 +359,8 @@ def check_memory(fits: bool) -> None:
 def answer(
     found: Measurement, metric: Metric | None = None, extra: dict[str, Tensor] | None = None
 ) -> TaskGradients:
-    """What a rule sees of what was measured, with what else the probe knows; and the way back.
-    Without a Gramian it is that of the rows, in a `metric`.
+    """What a rule sees of a measurement, and the way back from its weights to a gradient. Where no
+    Gramian was measured, it is that of the rows in a `metric`; `extra` is what else is known.
     """
     gramian, carried = found.gramian, found.carried
     if gramian is None:
