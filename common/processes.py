@@ -99,17 +99,25 @@ class Processes(ThreadPoolExecutor):
             each.shutdown()
 
 
-def _follow() -> None:
-    """End soon after the parent. Else what a job forks would hold open the pipes of a process that
-    is killed, by whose ends its death is seen.
+def _ends_with_parent() -> None:
+    """Each process that is forked here ends soon after its parent. Else it would hold open the
+    pipes of a parent that is killed, by whose ends its death is seen.
     """
+    parent = 0
 
-    def watch(parent: int) -> None:
+    def before() -> None:  # asked later, it could be dead and another in its place
+        nonlocal parent
+        parent = os.getpid()
+
+    def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
         os._exit(1)
 
-    threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
+    def after() -> None:
+        threading.Thread(target=watch, daemon=True).start()
+
+    os.register_at_fork(before=before, after_in_child=after)
 
 
 def _begin(link: Any, digests: dict[str, str]) -> None:
@@ -124,7 +132,7 @@ def _begin(link: Any, digests: dict[str, str]) -> None:
     parent = multiprocessing.parent_process()
     threading.Thread(target=follow, args=(parent,), daemon=True).start()
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_follow)
+        _ends_with_parent()
     torch.set_num_threads(1)
     # else a semaphore of the system, whose loss Python would report when this process is killed
     tqdm.set_lock(threading.RLock())
