@@ -6,4 +6,13 @@ nothing twice, chooses rates on validation data, and `command.finish` makes a co
 be stopped at any time and goes on where it was.
 """
 
-from . import sources as sources  # it looks at all of them before one is imported
+from importlib.util import find_spec
+
+_absent = [name for name in ("tqdm", "moocore", "xarray", "PIL") if find_spec(name) is None]
+if _absent:
+    raise ModuleNotFoundError(
+        f"experiments and paper_repro: {', '.join(_absent)} not installed; in the clone: "
+        'python -m pip install -e ".[repro]"',
+        name=_absent[0],
+    )
+from . import sources as sources  # noqa: E402 - it looks at all before one is imported
