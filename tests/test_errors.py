@@ -40,21 +40,15 @@ def test_bad_parameters_are_named():
         mf.task_gradients(vector, PARAMS | {"steps": torch.zeros((), dtype=torch.int64)}, BATCH)
     with pytest.raises(ValueError, match=r"'extra' is torch\.float32.*one dtype"):
         mf.task_gradients(vector, PARAMS | {"extra": torch.zeros(1)}, BATCH)
+    meta = torch.zeros(1, device="meta", dtype=torch.float64)
     with pytest.raises(ValueError, match="'extra' is on meta"):
-        mf.task_gradients(
-            vector, PARAMS | {"extra": torch.zeros(1, device="meta", dtype=torch.float64)}, BATCH
-        )
+        mf.task_gradients(vector, PARAMS | {"extra": meta}, BATCH)
     with pytest.raises(ValueError, match="shared='nothing' matches no parameter; there are: trunk"):
         mf.task_gramian(vector, PARAMS, BATCH, shared="nothing")
     with pytest.raises(ValueError, match="chunk_size"):
         mf.task_gradients(vector, PARAMS, BATCH, chunk_size=0)
     with pytest.raises(ValueError, match="engine='layers'"):
-        mf.task_gramian(
-            vector,  # pyright: ignore[reportArgumentType]
-            PARAMS,
-            BATCH,
-            engine="layers",
-        )
+        mf.task_gramian(vector, PARAMS, BATCH, engine="layers")
 
 
 NET = nn.Linear(2, 2)
@@ -380,12 +374,8 @@ CASES = {
         for kind, (state, message) in STATES.items()
     },
     **{
-        f"a next state with {kind}": (
-            partial(one_step, remembering(first, following)),
-            ValueError,
-            "rule:",
-        )
-        for kind, (first, following) in FORMS_AFTER.items()
+        f"a next state with {kind}": (partial(one_step, remembering(*two)), ValueError, "rule:")
+        for kind, two in FORMS_AFTER.items()
     },
     **{
         f"solver of {name}: {kind}": (partial(make, value), TypeError, "^solver:")
@@ -398,11 +388,7 @@ CASES = {
         )
     },
     **{
-        f"{name} that is a {type(value).__name__}, {number}": (
-            partial(call, value),
-            TypeError,
-            f"^{name}: ",
-        )
+        f"{name}, {number}: {type(x).__name__}": (partial(call, x), TypeError, f"^{name}: ")
         for number, (name, call) in enumerate(
             (
                 ("jacobian", partial(mf.aggregate, mf.mgda())),
@@ -413,7 +399,7 @@ CASES = {
                 ("preference", lambda p: mf.weights(mf.mean(preference=p), G)),
             )
         )
-        for value in ([[1.0, 0.0], [0.0, 1.0]], np.eye(2))
+        for x in ([[1.0, 0.0], [0.0, 1.0]], np.eye(2))
     },
     **{
         f"{name} of {count!r}, {number}": (partial(make, count), ValueError, f"^{name}: ")

@@ -1,6 +1,5 @@
 """The core works without the packages of the laboratory, which say how they are installed."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,7 @@ def test_what_is_absent_is_named_with_its_cure():
         expect_installed("torch", "absent_1", what="this")
 
 
-@pytest.mark.parametrize("room", ["experiments", "paper_repro"])
-def test_what_a_command_lacks_is_named_before_anything_is_imported(room):
-    code = f"import sys; sys.modules['tqdm'] = None; import {room}"
-    said = python("-c", code, check=False).stderr
-    assert re.search(r'tqdm not installed; .*install -e "\.\[repro\]"$', said.strip())
+def test_what_a_command_lacks_is_named_before_anything_is_imported():
+    for room in ("experiments", "paper_repro"):
+        said = python("-c", f"import sys; sys.modules['tqdm'] = None; import {room}", check=False)
+        assert "tqdm not installed; in the clone: python" in said.stderr

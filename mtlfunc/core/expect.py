@@ -87,7 +87,8 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str
     missing = not_measured(rule, measures, metric=metric)
     expect_carried(rule, missing)
     if missing:
-        if {"gramian", "cross_gramian"} <= (reads_of(rule) or set()):
+        reads = reads_of(rule) or set()
+        if "gramian" in reads and reads & {"cross_gramian", "second_losses"}:
             cure = "no probe measures both; wrap another rule, or use normalize(rule, by='loss')"
         raise ValueError(
             f"rule: {rule_name(rule)} reads {quoted(missing)}, but the probe measures "
@@ -142,7 +143,9 @@ def probe_for(rule: Rule) -> str:
     made = next((call for name, call in _SOURCES.items() if name in reads), "mtlfunc.losses_only()")
     if not reads.isdisjoint(LAST_LOSSES):
         made = f"mtlfunc.second_evaluation({made})"
-    known = {*_SOURCES, *LAST_LOSSES, *_GIVEN}
+    if "trace" in reads:
+        made = f"mtlfunc.physics.kernel_traces(residuals, {made})"
+    known = {*_SOURCES, *LAST_LOSSES, *_GIVEN, "trace"}
     strange = reads - known
     own = f"a probe of your own that measures {quoted(strange)} (mtlfunc's: {quoted(known)})"
     return own if strange else made
@@ -150,7 +153,6 @@ def probe_for(rule: Rule) -> str:
 
 _GIVEN = {"losses", "preference", "present"}  # with any probe
 _SOURCES = {
-    "trace": "mtlfunc.physics.kernel_traces(residuals, mtlfunc.losses_only())",
     "excess_risk": "mtlfunc.excess_risk(...)",
     "cross_gramian": "mtlfunc.double_sampling(...)",
     "second_losses": "mtlfunc.double_sampling(...)",

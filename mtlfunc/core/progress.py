@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 SELDOM = 10.0
-"""Seconds between two lines of a bar that keeps every line: in a notebook without widgets, and
-without tqdm.
-"""
+"""Seconds between two lines where each stays: in a notebook without widgets, or without tqdm."""
 
 
 def progress_bar(iterable: Any = None, **options: Any) -> Any:
