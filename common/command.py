@@ -9,10 +9,9 @@ from pathlib import Path
 
 from common.arguments import among, at_least, device, existing_folder, seeds, workers
 
-from .files import DataError
+from .files import FULL, DataError
 from .jobs import Died
 from .locks import InUse, hold_lock
-from .pool import FULL
 from .signals import Terminated, terminable
 
 

@@ -1,5 +1,6 @@
 """The files of a folder of data: what they hold in one key, and words for what cannot be read."""
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -8,6 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .progress import counted
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""What the system says where nothing more can be written."""
 
 
 class DataError(ValueError):

@@ -1,6 +1,5 @@
 """Many calls of one function, in this process or side by side on an executor."""
 
-import errno
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,9 +13,6 @@ from .jobs import Died, Job, answer, at_work
 from .machine import threads
 from .processes import Processes
 from .signals import unbroken
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""What the system says where nothing more can be written."""
 
 
 def perform_all(
@@ -81,7 +77,12 @@ def perform_all(
             for number in numbers:  # the caller may be a job, too
                 heard(number, answer(perform, number, jobs[number]))
         return
-    executor = _executor(workers, events.put)
+    if isinstance(workers, int):
+        executor = Processes(workers, events.put)
+    else:
+        from .cluster import Scheduler  # an extra
+
+        executor = Scheduler(workers, events.put)
     try:
         with executor:
             complete(numbers)
@@ -99,17 +100,3 @@ def perform_all(
         if died is None:
             raise Died("; ".join(f"{jobs[number]}: {error}" for number, error in lost.items()))
         died(jobs[number], error)
-
-
-def _executor(workers: int | str, hear: Callable[[Any], object]) -> Any:
-    if isinstance(workers, int):
-        return Processes(workers, hear)
-    from .cluster import Scheduler  # an extra
-
-    return Scheduler(workers, hear)
-
-
-def everywhere(address: str, call: Callable[..., Any], *args: Any) -> list[Any]:
-    """What a call returns on each worker of a Dask scheduler."""
-    with _executor(address, print) as executor:
-        return [*executor._client.run(call, *args).values()]

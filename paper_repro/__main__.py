@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 if __name__ == "__main__":  # started without streams: their numbers would be the next files
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 (open to the end)
@@ -28,7 +29,6 @@ from common.arguments import at_least, device, workers
 from common.device import shown
 from common.files import DataError
 from common.machine import cores
-from common.pool import everywhere
 from common.progress import duration
 from common.remaining import Remaining
 from common.signals import Terminated, terminable, unbroken
@@ -123,6 +123,12 @@ def reproduce(
     return 1 if run.failed else 0
 
 
+def _everywhere(*call: Any) -> list[Any]:
+    from common.cluster import everywhere  # an extra
+
+    return everywhere(*call)
+
+
 def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: int | str) -> None:
     """Run those whose results are not kept, as `reproduce` says."""
     left = [q for q in questions if fresh or not run.results.kept(q.name, q.key)]
@@ -131,7 +137,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
             run.skip(question.name)
     names = [question.name for question in left]
     far = workers if isinstance(workers, str) and left else ""
-    count = len(everywhere(far, os.getpid)) if far else workers if isinstance(workers, int) else 1
+    count = len(_everywhere(far, os.getpid)) if far else workers if isinstance(workers, int) else 1
     order = names if workers == 1 else in_order(names)
     left.sort(key=lambda question: order.index(question.name))
     seconds = expected(order, run.settings)
@@ -145,7 +151,7 @@ def complete(run: Run, questions: Sequence[Question], *, fresh: bool, workers: i
         owners = [owner(name, run.settings) for name in run.done]
         drop(run.parts, owners)
         if far:
-            everywhere(far, drop, run.parts.absolute(), owners)
+            _everywhere(far, drop, run.parts.absolute(), owners)
 
 
 def configuration_of(settings: Settings) -> dict[str, str]:

@@ -13,9 +13,10 @@ import torch
 from matplotlib import style
 
 from common.device import on
+from common.files import FULL
 from common.jobs import Died, say
 from common.locks import digest
-from common.pool import FULL, perform_all
+from common.pool import perform_all
 
 from .display import Display, caught
 from .draws import redrawn
