@@ -317,9 +317,10 @@ class Certificate(NamedTuple):
     resolution: Float[Tensor, ""]
 
     def __str__(self) -> str:
+        if self.gap.ndim:
+            return "\n".join(str(Certificate(*one)) for one in zip(*self, strict=True))
         # half precision rounds the weights themselves, and what is said of them
-        dtype = self.gap.dtype
-        eps = torch.finfo(dtype).eps
+        eps = torch.finfo(self.gap.dtype).eps
         rounding = (16 if eps > 1e-4 else 64) * eps + 1e4 * torch.finfo(torch.float64).eps
         loose = self.resolution > rounding
         kappa, relative, missed = map(float, (self.kappa, self.relative_gap, self.infeasibility))
@@ -337,12 +338,11 @@ class Certificate(NamedTuple):
                 said = "optimal as far as the Gramian can say: it tells the length of d to "
                 said += f"{float(self.resolution):.1e}‖g₀‖"
         elif self.backward <= rounding:
-            within = float(self.backward) / eps
             said = "optimal as far as the Gramian can say: for one within "
-            said += f"{within:.0f} machine epsilons of it"
+            said += f"{float(self.backward) / eps:.0f} machine epsilons of it"
         elif self.kappa.isnan():
-            said = f"{dtype}".replace("torch.", "") + " cannot tell whether the gradients cancel; "
-            said += "accumulate the Gramian in float32"
+            said = f"{self.gap.dtype} cannot tell whether the gradients cancel; accumulate the "
+            said = f"{said}Gramian in float32".removeprefix("torch.")
         elif self.kappa < 0:
             said = f"not optimal, and the step raises the loss of task {int(self.worst)}"
         else:

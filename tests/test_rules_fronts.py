@@ -453,7 +453,11 @@ def test_conicgrad_where_there_are_fewer_coordinates_than_tasks(seed):
         tasks, width = int(rng.integers(2, 7)), int(rng.integers(1, 4))
         spread, shift = 10 ** rng.normal(0, 0.3, (tasks, 1)), rng.uniform(0, 0.6)
         rows = spread * rng.standard_normal((tasks, width)) + shift * rng.standard_normal(width)
-        check_attains_the_bound(torch.from_numpy(rows), float(rng.uniform(0, 0.99)), 5e-7)
+        c = float(rng.uniform(0, 0.99))
+        check_attains_the_bound(torch.from_numpy(rows), c, 5e-7)
+        solved_too = torch.from_numpy(np.insert(rows, 1, 0.0, 0))
+        check_attains_the_bound(solved_too, c, 5e-7)
+        assert mf.weights(mf.conicgrad(c), solved_too @ solved_too.mT)[1] == 1 / (tasks + 1)
 
 
 def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():

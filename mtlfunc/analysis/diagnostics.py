@@ -211,7 +211,7 @@ def delta_m(
         )
     zero = [name for name in baselines if baselines[name] == 0]
     if zero:
-        raise ValueError(f"baselines: {', '.join(zero)} is 0, so a relative change is undefined")
+        raise ValueError(f"baselines: {zero[0]!r} is 0, so a relative change is undefined")
     change = {name: (x - baselines[name]) / abs(baselines[name]) for name, x in metrics.items()}
     worse = [-x if higher_is_better[name] else x for name, x in change.items()]
     return 100 * sum(worse) / len(worse)

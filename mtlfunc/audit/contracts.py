@@ -127,8 +127,10 @@ def check_low_losses(harness: Harness) -> Finding:
     def falls_below(w: Tensor) -> Tensor:
         return (w < -1e-9 * w.abs().sum(-1, keepdim=True)).any(-1)
 
-    pools = [harness.pool(count) for count in (1, 2, 3)]
-    signed = not any(bool(falls_below(pool.weights[pool.valid]).any()) for pool in pools)
+    valid = [pool.weights[pool.valid] for pool in map(harness.pool, (1, 2, 3))]
+    if not any(map(len, valid)):
+        raise Inapplicable("no instance with valid weights")
+    signed = not any(bool(falls_below(w).any()) for w in valid)
 
     def run(weigh: Weigh, x: Instance) -> Outcome:
         def judged(given: Tensor, w: Tensor) -> Compared:
@@ -303,19 +305,18 @@ def check_state(harness: Harness) -> Finding:
                 continue
             try:
                 state = harness.start(case.losses[0])
-                any_state |= bool(tree_leaves(state))
                 seen = harness.geometry(case.jacobian, case.losses[-1])
                 _, following, _ = harness.step(seen, state)
             except Exception:  # "valid weights" reports it
                 continue
-            any_state |= bool(tree_leaves(following))
+            any_state |= bool(tree_leaves((state, following)))
             wrong = misfit(harness, seen, state, following) or reload(harness, case, following)
             moved |= not same(state, following)
             tested += 1
             if wrong:
                 return Finding(tested, wrong, case)
     if not any_state:
-        raise Inapplicable("it has no state")
+        raise Inapplicable("it has no state" if tested else "no update returns")
     return Finding(tested, "" if moved else UNMOVED, None if moved else case)
 
 

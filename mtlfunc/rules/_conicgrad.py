@@ -32,6 +32,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
     the cone with that length has a better worst rate. Where none does, the answer raises a loss or
     leaves one as it is, and the optimum may be shorter. Made longer, it still has the best worst
     rate for each unit of g₀·d, but another direction of the cone, as long, may have a better one.
+    A gradient of 0 has the rate 0: the others decide, and its weight is p_t.
 
     Args:
         c: smallest cosine in [0, 1) of the direction with the mean gradient. 0 gives MGDA's
@@ -60,12 +61,12 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
-        filled, restore = fill_absent(gramian, geometry.present)
+        moved = gramian.diagonal() != 0
+        filled, restore = fill_absent(gramian, geometry.present & moved)
         p, some = preference_if_any(geometry, preference, gramian)
-        weights = some * _best_in_cone(
-            filled.double(), p.double(), c, torch.finfo(gramian.dtype).eps
-        )
-        return restore(poison(weights.to(gramian.dtype), filled)), ()
+        others, eps = p.where(moved, 0.0).double(), torch.finfo(gramian.dtype).eps
+        weights = _best_in_cone(filled.double(), others, c, eps).to(gramian.dtype)
+        return some * restore(poison(weights, filled)).where(moved, p), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 

@@ -37,9 +37,9 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
 
     Source:
         Fernando et al. 2023, Algorithm 1; lr and rho are .1 in the authors' code for MoDo, which
-        can also normalise the rows of Y. Their code for this paper has ρ = 0, σ = .5 and, on
-        Cityscapes, softmax instead of Π_Δ, which leaves the weights near 1/T whatever the
-        gradients, with rows of the length of their losses as an option; LibMTL has all of these.
+        can also normalise Y's rows. Their code for this paper has ρ = 0, σ = .5; on Office, steps
+        of 2γ_k; on Cityscapes, softmax instead of Π_Δ, which leaves the weights near 1/T whatever
+        the gradients, and rows as long as their losses as an option, as LibMTL has.
 
     Examples:
         >>> import torch, mtlfunc as mf

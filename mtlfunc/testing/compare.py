@@ -163,10 +163,8 @@ def row_of(name: str, found: Sequence[Answered]) -> list[str]:
 
 def span(found: Sequence[Answered]) -> str:
     """The powers of ten, of those tried, between which every answer is right, around 1."""
-    tried, wrong = (
-        sorted({x.exponent for x in found}),
-        {x.exponent for x in found if x.kind != RIGHT},
-    )
+    tried = sorted({x.exponent for x in found})
+    wrong = {x.exponent for x in found if x.kind != RIGHT}
     runs = [[*run] for bad, run in groupby(tried, wrong.__contains__) if not bad]
     spans = [x for x in runs if min(map(abs, tried)) in map(abs, x)]
     return f"1e{spans[0][0]} to 1e{spans[0][-1]}" if spans else "–"

@@ -116,8 +116,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     proof = certify(problem, weights.where(finite, 0.0))
     gramian = problem.gramian.double()
     w, n = weights.double(), root(gramian.diagonal())
-    infeasible = proof.infeasibility.double()
-    gap = proof.gap.double()
+    infeasible, gap = proof.infeasibility.double(), proof.gap.double()
     if isinstance(problem, MinNorm):
         norm = root(w @ gramian @ w)
         distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
@@ -146,7 +145,8 @@ class Verdict(NamedTuple):
 
 
 def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
-    """Call a solver, and certify what it answers."""
+    """Call a solver, and certify what it answers, to no less than its rounding."""
+    tolerance = max(tolerance, 4 * torch.finfo(problem.gramian.dtype).eps)
     with enable_grad():  # tensors of the inference mode have no version
         given = type(problem)(*(x.clone() for x in problem))
     versions, drawn = [x._version for x in given], _global_random()
@@ -235,7 +235,7 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
         one: a solver, or its answer: a `Solution` or weights `[task]`.
         other: likewise.
         problem: of `mtlfunc.solvers`.
-        tolerance: the largest error (see `certified_error`).
+        tolerance: the largest error (see `certified_error`), at least 4 of the dtype's epsilons.
 
     Raises:
         AssertionError: says which of both is wrong, by how much, and how much they differ.
