@@ -40,7 +40,7 @@ all of them. `--panels 1,3` takes some panels, `--log x,y` logarithmic axes; `--
 `--font-size`, `--colours` and `--style FILE`, a style of matplotlib, change the look; `--size 6x3`
 sets inches. `--data-only` writes the numbers
 alone. In the JSON `numbers` is a record a point, and `drawn` has every line, band and cloud of
-points as it is drawn. `--colours` takes a palette of matplotlib by name, too. A figure of your own:
+points as it is drawn. `--colours` also takes a palette of matplotlib by name. A figure of your own:
 
 ```python
 import json

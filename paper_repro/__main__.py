@@ -62,6 +62,8 @@ def selected(words: Sequence[str], modules: Sequence[str]) -> list[str]:
             matching = [row.module]
         else:
             matching = [name for name in modules if word and name.startswith(word)]
+        if not matching and row is not None:
+            raise ValueError(f"--only: no reproduction decides {row.id}: {row.needs or row.kind}")
         if not matching:
             raise ValueError(
                 f"--only: no reproduction is named {given!r} or decides it; "
@@ -266,15 +268,15 @@ def perform(arguments: Sequence[str] | None) -> int:
         return compare(words[1:])
     parser, modules = parser_of(), reproductions()
     options = parser.parse_args(words)
-    if options.list:
-        for name, module in modules.items():  # with its question, and the claims that it decides
-            ids = ", ".join(row.id for row in LEDGER.values() if row.module == name)
-            say(f"{name:<26}{title(module)} {ids}", sys.stdout)
-        return 0
     try:
         only = selected(options.only or list(modules), list(modules))
     except ValueError as error:
         parser.error(str(error))
+    if options.list:
+        for name in only:  # with its question, and the claims that it decides
+            ids = ", ".join(row.id for row in LEDGER.values() if row.module == name)
+            say(f"{name:<26}{title(modules[name])} {ids}", sys.stdout)
+        return 0
     usual = QUICK if options.quick else Settings(full=options.full)
     seeds = options.seeds or usual.seeds
     settings = usual._replace(seeds=seeds, draw=options.draw, device=options.device)

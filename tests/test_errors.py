@@ -138,9 +138,7 @@ FORMS_AFTER = {
 
 def remembering(first, following):
     """A rule whose state is `first`, then `following`."""
-    return mf.Rule(
-        lambda losses, key: first, lambda geometry, state: (geometry.preference, following)
-    )
+    return mf.Rule(lambda *_: first, lambda geometry, state: (geometry.preference, following))
 
 
 def one_step(rule, params=PARAMS):
@@ -427,27 +425,17 @@ def test_error_names_the_argument(case):
         call()
 
 
-def adds(state):
-    state["n"].add_(1)
-    return state
-
-
-def replaces(state):
-    state["n"] = state["n"] + 1
-    return state
-
-
-def leaves_alone(state):
-    return {"n": state["n"] + 1}
-
-
 @pytest.mark.parametrize(
     ("edit", "following", "where"),
     [
-        (lambda geometry: None, adds, r"state\['n'\]"),
-        (lambda geometry: None, replaces, r"state\['n'\]"),
-        (lambda geometry: geometry.gramian.diagonal().mul_(2), leaves_alone, r"geometry\.gramian"),
-        (lambda geometry: geometry.losses.detach().add_(1), leaves_alone, r"geometry\.losses"),
+        (lambda geometry: None, lambda state: {"n": state["n"].add_(1)}, r"state\['n'\]"),
+        (
+            lambda geometry: None,
+            lambda s: s.update(n=s["n"] + 1) or s,
+            r"state\['n'\]",
+        ),
+        (lambda geometry: geometry.gramian.diagonal().mul_(2), dict, r"geometry\.gramian"),
+        (lambda geometry: geometry.losses.detach().add_(1), dict, r"geometry\.losses"),
     ],
 )
 def test_a_rule_that_writes_into_what_it_is_given_is_named(edit, following, where):
@@ -471,9 +459,8 @@ def test_a_state_may_change_the_order_of_its_keys_and_its_dtype():
 
 def test_every_rule_with_a_solver_is_in_the_table():
     rules = {name: inspect.signature(getattr(mf, name)).parameters for name in mf.rules.__all__}
-    assert {name for name, given in rules.items() if "solver" in given} == SOLVED.keys() - {
-        "stationarity"
-    }
+    taking = {name for name, given in rules.items() if "solver" in given}
+    assert taking == SOLVED.keys() - {"stationarity"}
 
 
 def test_counts_may_be_of_other_libraries():

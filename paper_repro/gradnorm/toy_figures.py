@@ -206,8 +206,8 @@ def by_rate(problem: Problem, results: dict[str, Runs]) -> Figure:
     return Figure(
         "rates",
         "The learning rate beside the weighting: final normalised test loss by rate and method. "
-        f"{len(problem.scales)} tasks, {problem}. {INTERVAL}. A bar of the right panel that "
-        "crosses 1 shows no difference.",
+        f"{len(problem.scales)} tasks, {problem}. {INTERVAL}. A bar of the second panel "
+        "that crosses 1 shows no difference.",
         canvas,
         found,
     )
@@ -243,7 +243,8 @@ def strength(
     name_lines(panels[1], ends)
     return Figure(
         "strength",
-        f"Sweep of α, Adam {rate:g}, {steps} steps, {len(scales)} tasks, {problem}. {INTERVAL}.",
+        f"Sweep of α, Adam {rate:g}, {steps} steps, {len(scales)} tasks, {problem}. 95 % t "
+        f"intervals over {seeds} seeds.",
         canvas,
         [
             {

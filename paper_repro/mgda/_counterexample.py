@@ -329,7 +329,7 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     most = paths["MGDA-UB"].losses[:, 1].max()
     return Figure(
         "trajectories",
-        f"The end-to-end counterexample iterated from w = {at}. Left: losses. Right: parameters, "
+        f"The end-to-end counterexample iterated from w = {at}. First: losses. Second: parameters, "
         "with contours of task 1 (solid) and task 2 (dotted). "
         f"From losses ({first[0]:.3g}, {first[1]:.3g}) MGDA ends at {rest['MGDA']}; MGDA-UB ends "
         f"at {rest['MGDA-UB']}, and its second loss reaches {most:.2f} on the way.",

@@ -242,9 +242,9 @@ def oscillation(
     shown = ", ".join(f"({x:g}, {y:g})" for x, y in gradients)
     return Figure(
         "oscillation",
-        f"The naive iteration u ← g_τ and its averages. Left and middle: the gradients {shown}; "
+        f"The naive iteration u ← g_τ and its averages. First and second: the gradients {shown}; "
         "the iterate jumps between tasks, its own average need not meet the min-norm point (star), "
-        "the running average with τ recomputed at it (Frank–Wolfe) does. Right: the same on "
+        "the running average with τ recomputed at it (Frank–Wolfe) does. Third: the same on "
         f"{draws} random Gramians of {TASKS} tasks a family, optimum inside the simplex or on a "
         "face.",
         canvas,

@@ -280,8 +280,8 @@ def condition_curves(found: landscape.Paths, along: dict[str, Conditions]) -> Fi
             panel.legend(markerscale=5)
     return Figure(
         "conditions",
-        "The paper's three conditions at every recorded point of every path. Left: conflict. "
-        "Middle: dominance, Φ at or below -cos φ. Right: curvature. "
+        "The paper's three conditions at every recorded point of every path. First: conflict. "
+        "Second: dominance, Φ at or below -cos φ. Third: curvature. "
         "log|·| is concave off its cusp, so the curvature at the point is never positive; over "
         "the step that is taken across a cusp it is.",
         canvas,

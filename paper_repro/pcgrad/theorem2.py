@@ -161,10 +161,10 @@ def overshoot_figure(steps: Steps) -> Figure:
     return Figure(
         "overshoot",
         "Theorem 2: PCGrad's step ends no higher than the plain one where its hypotheses are met. "
-        f"Left: {len(steps.fall)} random pairs of quadratics, the share in which it ends higher, "
+        f"First: {len(steps.fall)} random pairs of quadratics, the share in which it ends higher, "
         "of those that meet the hypotheses as printed and as corrected (log axis of t·ℒ, a point "
-        "for a third of a decade). Middle: a convex function with ℒ = 1 and g_1 = 3, g_2 = -2 at "
-        "0, where PCGrad does not move; t = 4. Right: on it the difference "
+        "for a third of a decade). Second: a convex function with ℒ = 1 and g_1 = 3, g_2 = -2 at "
+        "0, where PCGrad does not move; t = 4. Third: on it the difference "
         "of both ends by the step's length; with the printed curvature, of uniform weight, the "
         "theorem promises that the curve is at or above 0 right of the orange line, with weight "
         "2(1 - s) right of the blue one.",

@@ -133,10 +133,6 @@ def arrow(
     panel.annotate("", (x, y), (a, b), arrowprops=look)
 
 
-def _png(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
-    FigureCanvasAgg(canvas).print_png(file, metadata=dict(text))
-
-
 def _svg(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
     dots = canvas.dpi
     FigureCanvasSVG(canvas).print_svg(file, metadata={**text, "Date": None})
@@ -149,7 +145,7 @@ def _pdf(canvas: Canvas, file: BinaryIO, text: Mapping[str, str]) -> None:
 
 
 FORMS: dict[str, Callable[[Canvas, BinaryIO, Mapping[str, str]], None]] = {
-    "png": _png,
+    "png": lambda canvas, file, text: FigureCanvasAgg(canvas).print_png(file, metadata=dict(text)),
     "svg": _svg,
     "pdf": _pdf,
 }

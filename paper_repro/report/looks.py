@@ -108,16 +108,15 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
         Impossible: for a panel that the figure does not have, or a scale that its numbers do not
             have.
     """
-    if look.panels:
-        _choose(canvas, look.panels)
+    panels = _choose(canvas, look.panels) if look.panels else panels_of(canvas)
     for name in look.log:
-        _scale(canvas, name)
+        _scale(dict(zip(look.panels or range(1, len(panels) + 1), panels, strict=True)), name)
     if look.preset is None:
         if look.size is not None:
             canvas.set_size_inches(look.size)
         _fit(canvas)
         return clashes(canvas)
-    width, scale, panels = WIDTHS[look.preset], POINTS[look.preset] / 8, panels_of(canvas)
+    scale = POINTS[look.preset] / 8
     if len(panels) == 1:
         for place in ("left", "center", "right"):  # in a paper the caption says it
             panels[0].set_title("", loc=place)
@@ -126,12 +125,12 @@ def arrange(canvas: Canvas, look: Look) -> list[str]:
             _draw_near(panel, scale)
     cells, wrong = [_cell(panel) for panel in panels], []
     several = sum(not cell.alone for cell in cells) or 1
-    most = min(several, int(width / NARROWEST / scale))
+    most = min(several, int(WIDTHS[look.preset] / NARROWEST / scale))
     # as even as it goes: five panels in three and two, not in four and one
     for columns in sorted(
         {-(-several // rows) for rows in range(-(-several // most), several + 1)}
     )[::-1]:
-        _flow(canvas, cells, width, columns, WIDE * scale, HIGHEST[look.preset])
+        _flow(panels, cells, columns, look.preset)
         wrong = clashes(canvas)
         if not wrong:
             break
@@ -148,8 +147,8 @@ def _draw_near(panel: Any, scale: float) -> None:
             axis.set_major_locator(MaxNLocator(3))
 
 
-def _choose(canvas: Canvas, numbers: Sequence[int]) -> None:
-    """Keep some panels, side by side in their order."""
+def _choose(canvas: Canvas, numbers: Sequence[int]) -> list[Any]:
+    """Keep some panels, side by side in this order, and what names their lines."""
     panels = panels_of(canvas)
     beyond = [n for n in numbers if not 1 <= n <= len(panels)]
     if beyond:
@@ -163,24 +162,29 @@ def _choose(canvas: Canvas, numbers: Sequence[int]) -> None:
             else:
                 bar._colorbar.remove()  # pyright: ignore
     cells = [_cell(panel) for panel in kept]
+    if not any(panel.get_legend() for panel in kept):
+        legends: list[Any] = [panel.get_legend() for panel in panels if panel.get_legend()]
+        for one in legends[:1]:
+            kept[0].legend(one.legend_handles, [text.get_text() for text in one.get_texts()])
     for panel in set(panels) - set(kept):
         panel.remove()
     grid = canvas.add_gridspec(1, len(kept), width_ratios=[cell.width for cell in cells])
     for i, panel in enumerate(kept):
         panel.set_subplotspec(grid[0, i])
     canvas.set_size_inches(sum(cell.width for cell in cells), max(cell.height for cell in cells))
+    return kept
 
 
-def _scale(canvas: Canvas, name: str) -> None:
-    """A logarithmic axis in every plane panel."""
-    for panel in panels_of(canvas):
-        if panel.name == "3d":
-            raise Impossible(f"log: {name} of a surface in space")
-        low = min(getattr(panel, f"{name}axis").get_data_interval())
-        if low <= 0:
-            raise Impossible(
-                f"log: some {name} is {low:g}, which has no logarithm; choose --panels"
-            )
+def _scale(panels: Mapping[int, Any], name: str) -> None:
+    """A logarithmic axis in every plane panel, by their numbers."""
+    if any(panel.name == "3d" for panel in panels.values()):
+        raise Impossible(f"log: {name} of a surface in space")
+    lows = {i: min(getattr(x, f"{name}axis").get_data_interval()) for i, x in panels.items()}
+    if min(lows.values()) <= 0:
+        others = ",".join(str(i) for i, low in lows.items() if low > 0)
+        cure = f"; choose --panels {others}" if others else ""
+        raise Impossible(f"log: some {name} is {min(lows.values()):g}, without logarithm{cure}")
+    for panel in panels.values():
         getattr(panel, f"set_{name}scale")("log")
 
 
@@ -208,22 +212,21 @@ def _cell(panel: Axes) -> _Cell:
     )
 
 
-def _flow(
-    canvas: Canvas, cells: Sequence[_Cell], width: float, columns: int, wide: float, highest: float
-) -> None:
-    """Panels in rows of `columns`, in a canvas of that width and as high as they need; one wider
-    than `wide` is as high as one of these.
+def _flow(panels: Sequence[Axes], cells: Sequence[_Cell], columns: int, preset: str) -> None:
+    """Panels in rows of `columns`, in a canvas of the preset's width and as high as they need; one
+    wider than `WIDE` is as high as one of these.
     """
+    canvas, width, wide = panels[0].figure, WIDTHS[preset], WIDE * POINTS[preset] / 8
+    assert isinstance(canvas, Canvas)
     rows: list[list[int]] = []
     for i, cell in enumerate(cells):
         if cell.alone or not rows or len(rows[-1]) == columns or cells[rows[-1][-1]].alone:
             rows.append([])
         rows[-1].append(i)
-    panels = panels_of(canvas)
     ends = [width if cells[row[0]].alone else width / columns for row in rows]
     heights = [
         min(end, wide)
-        * max(min(max(cells[i].height / cells[i].width, LOWEST), highest) for i in row)
+        * max(min(max(cells[i].height / cells[i].width, LOWEST), HIGHEST[preset]) for i in row)
         for end, row in zip(ends, rows, strict=True)
     ]
     for _ in range(5):  # what legends and broken lines take of a panel is added to its row

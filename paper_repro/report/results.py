@@ -265,7 +265,8 @@ def _own(folder: Path) -> bool:
     """Whether a run may write there: it holds no visible file, or what a run left, whole or not."""
     if not any(not path.name.startswith(".") for path in folder.iterdir()):
         return True
-    for name, mark in (("claims.json", '"verdict"'), ("runs.json", '"claims"')):
+    marks = {"claims.json": '"verdict"', "runs.json": '"claims"', PAGE: "<title>The papers re-run"}
+    for name, mark in marks.items():
         with suppress(OSError):
             if mark in (folder / name).read_text(encoding="utf-8", errors="replace"):
                 return True

@@ -25,7 +25,7 @@ from paper_repro.pcgrad import landscape
 from paper_repro.report.commands import Catalogue, parser_of
 from paper_repro.report.figures import axes, in_style
 from paper_repro.report.layout import fit, numbers_of
-from paper_repro.report.looks import WIDTHS, arrange, clashes
+from paper_repro.report.looks import WIDTHS, Look, arrange, clashes
 from paper_repro.report.options import parameters, read, several, written
 
 FIGURES = Catalogue("paper_repro", program.papers())
@@ -171,6 +171,17 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
     for text in canvas.findobj(Text):
         assert isinstance(text, Text)
         assert not re.search("[_^]", "".join(text.get_text().split("$")[::2]))
+
+
+def test_chosen_panels_stand_as_they_are_named_and_name_their_lines() -> None:
+    for preset in (None, "column", "page"):
+        canvas, panels = axes(1, 3, (12.5, 5))
+        panels[1].plot([0, 1], [0, 1], label="a line")
+        panels[1].legend()
+        arrange(canvas, Look(panels=(3, 1), preset=preset))
+        first, second = (panels[i].get_position() for i in (2, 0))
+        assert first.x0 < second.x0 or first.y0 > second.y1
+        assert [x.get_text() for x in panels[2].get_legend().get_texts()] == ["a line"]
 
 
 def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:

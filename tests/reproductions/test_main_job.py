@@ -368,8 +368,10 @@ def test_files_of_others_stay_and_their_folders_are_refused(
     for path in others:
         path.parent.mkdir(parents=True)
         path.touch()
-    for fresh in (False, True):
-        assert reproduce(modules, ["a"], TINY, tmp_path / "own", fresh=fresh) == 0
+    (tmp_path / "stopped").mkdir()  # before anything was found
+    (tmp_path / "stopped" / "report.html").write_text("<title>The papers re-run</title>")
+    for folder, fresh in (("own", False), ("own", True), ("stopped", False)):
+        assert reproduce(modules, ["a"], TINY, tmp_path / folder, fresh=fresh) == 0
     assert all(path.exists() for path in others)
     for place in (theirs, "/proc/nothing"):
         with pytest.raises(SystemExit) as stopped:
