@@ -55,7 +55,7 @@ MOST_LINES = {
     "gradients": 5_332,  # of these; aim 4,700
     "training": 2_100,  # of these; aim 2,000
     "rooms": 1_439,
-    "laboratory": 6_137,
+    "laboratory": 6_136,
 }
 
 
@@ -74,7 +74,7 @@ def test_no_group_of_folders_grows():
 @pytest.mark.parametrize(
     ("folder", "most"),
     [
-        ("paper_repro", 16_813),
+        ("paper_repro", 16_802),
         ("experiments", 15_445),
         ("experiments/benchmarks", 2_464),  # of these
         ("tests", 41_608),

@@ -130,27 +130,18 @@ def overshoot_figure(steps: Steps) -> Figure:
     found = by_length(left, steps)
     x = np.linspace(-5, 1, 200)
     middle.plot(x, convex(x), color="black")
-    for at, colour, name, offset, side in (
-        (0.0, COLOURS["PCGrad"], "start, and PCGrad's end", (-12, 8), "right"),
-        (-4.0, COLOURS["sum"], "the plain step's\nend: lower", (14, 8), "left"),
-    ):
-        point = at, float(convex(at))
-        middle.plot(*point, "o", color=colour, markersize=10)
-        look: dict[str, Any] = {"textcoords": "offset points", "ha": side, "color": colour}
-        middle.annotate(name, point, offset, **look)
+    middle.plot(0, convex(0.0), "o", color=COLOURS["PCGrad"], label="start, and PCGrad's end")
+    middle.plot(-4, convex(-4.0), "o", color=COLOURS["sum"], label="the plain step's end: lower")
+    middle.legend()
     middle.set(xlabel="x", ylabel="L(x)", title="One convex function, a plain step along g = 1")
     t = np.linspace(0.5, 8, 300)
     right.plot(t, convex(-t), color="black")
     right.axhline(0, color="#777777", linewidth=1)
     # (c) is t·ℓ >= 2 with ℓ = 1 - 2/t by the uniform weight, (1 - 2/t)² by 2(1 - s)
     printed, corrected = 4.0, 3 + 5**0.5
-    for place, colour, name, height in (
-        (printed, "C1", "printed: from here on", 0.93),
-        (corrected, "C0", "corrected: from here on", 0.83),
-    ):
-        right.axvline(place, color=colour, linewidth=2)
-        across = right.get_xaxis_transform()
-        right.text(place - 0.1, height, name, color=colour, transform=across, ha="right")
+    right.axvline(printed, color="C1", linewidth=2, label="printed: from here on")
+    right.axvline(corrected, color="C0", linewidth=2, label="corrected: from here on")
+    right.legend()
     wrong = t[(t >= printed) & (t <= corrected)]
     right.fill_between(wrong, convex(-wrong), 0, color="C1", alpha=0.35, linewidth=0)
     right.set(
