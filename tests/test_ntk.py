@@ -100,9 +100,8 @@ def test_bad_arguments():
         mf.balance(losses, mf.physics.ntk(), probe)
     with pytest.raises(ValueError, match=r"mtlfunc.balance\(losses_fn, rule, mtlfunc.physics"):
         mf.Balancer(NET, mf.physics.ntk())
-    both = mf.Rule(lambda *_: (), lambda *_: (), reads=frozenset({"trace", "gramian"}))
     with pytest.raises(ValueError, match=r"kernel_traces\(residuals, mtlfunc.jacobian\("):
-        mf.balance(losses, both, probe)
+        mf.balance(losses, mf.Rule(tuple, tuple, frozenset({"trace", "gramian"})), probe)
     for terms, message in (
         ([inside], "residuals: 1 functions for 2 losses"),
         ([inside, lambda p, b: edge(p, b)[:0]], r"residuals\[1\]: expected residuals \[n\]"),
