@@ -109,13 +109,13 @@ def _ends_with_parent() -> None:
         nonlocal parent
         parent = os.getpid()
 
-    def watch() -> None:
+    def watch(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
         os._exit(1)
 
     def after() -> None:
-        threading.Thread(target=watch, daemon=True).start()
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()
 
     os.register_at_fork(before=before, after_in_child=after)
 

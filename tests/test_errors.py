@@ -295,10 +295,7 @@ VALUES = {
         "baselines:",
     ),
     "not a Gramian": (lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)), "gramian:"),
-    "not symmetric": (
-        lambda: mf.weights(mf.imtl_g(), G.triu() + torch.ones_like(G).triu()),
-        "gramian:",
-    ),
+    "not symmetric": (lambda: mf.weights(mf.imtl_g(), torch.ones_like(G).triu()), "gramian:"),
     "no tasks": (lambda: mf.task_gramian(lambda p, b: [], PARAMS, BATCH), "losses_fn:"),
     "no samples": (
         lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
@@ -342,10 +339,7 @@ TYPES = {
     "optimizer": (lambda: mf.Balancer(nn.Linear(2, 2), mf.mgda(), metric=mf.adam(1e-3)), "metric:"),
     "seed": (lambda: mf.random.key(1.5), "key: expected an integer seed, got float"),
     "seed tensor": (lambda: mf.random.key(torch.ones(2)), "key: .*float32"),
-    "gramian integer": (
-        lambda: mf.weights(mf.mgda(), torch.ones(2, 2, dtype=torch.int64)),
-        "gramian:",
-    ),
+    "gramian integer": (lambda: mf.weights(mf.mgda(), torch.ones(2, 2).long()), "gramian:"),
     "c string": (lambda: mf.cagrad("0.4"), "c: .*str"),
     "wrong problem": (
         lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),

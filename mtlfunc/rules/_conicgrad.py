@@ -65,8 +65,9 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         filled, restore = fill_absent(gramian, geometry.present & moved)
         p, some = preference_if_any(geometry, preference, gramian)
         others, eps = p.where(moved, 0.0).double(), torch.finfo(gramian.dtype).eps
-        weights = _best_in_cone(filled.double(), others, c, eps).to(gramian.dtype)
-        return some * restore(poison(weights, filled)).where(moved, p), ()
+        weights = restore(_best_in_cone(filled.double(), others, c, eps).to(gramian.dtype))
+        known, _ = fill_absent(gramian, geometry.present)
+        return poison(some * weights.where(moved, p), known), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 

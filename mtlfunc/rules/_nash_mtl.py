@@ -29,8 +29,7 @@ def nash_mtl(
         preference: bargaining powers p `[task]` >= 0, scaled to sum 1: Π (g_t·d)^p_t, or G α = T
             p/α; None is the geometry's, 1/T unless tasks were mixed.
         rescale: "none", the paper's own scale, or "sum", weights that sum to 1.
-        max_norm: shorten d to this length, > 0, where it is longer, by smaller weights, also for
-            heads; None never does.
+        max_norm: shorten a longer d to this length, > 0, also for heads; None never does.
 
     Returns:
         weights α > 0, in units of 1/‖g‖: ‖Jᵀα‖ = √T **however short the gradients are**, so only

@@ -146,7 +146,7 @@ class Verdict(NamedTuple):
 
 def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     """Call a solver, and certify what it answers, to no less than its rounding."""
-    tolerance = max(tolerance, 4 * torch.finfo(problem.gramian.dtype).eps)
+    tolerance = max(tolerance, torch.finfo(problem.gramian.dtype).eps)
     with enable_grad():  # tensors of the inference mode have no version
         given = type(problem)(*(x.clone() for x in problem))
     versions, drawn = [x._version for x in given], _global_random()
@@ -235,7 +235,7 @@ def assert_agree(one: Any, other: Any, problem: Problem, tolerance: float = 1e-6
         one: a solver, or its answer: a `Solution` or weights `[task]`.
         other: likewise.
         problem: of `mtlfunc.solvers`.
-        tolerance: the largest error (see `certified_error`), at least 4 of the dtype's epsilons.
+        tolerance: the largest error (see `certified_error`), at least the dtype's epsilon.
 
     Raises:
         AssertionError: says which of both is wrong, by how much, and how much they differ.

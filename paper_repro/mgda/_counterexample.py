@@ -313,7 +313,7 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
             axis.plot(*points[-1], "o", color=COLOURS[name])
     first = next(iter(paths.values())).losses[0]
     loss_space.plot(*first, "k*", markersize=11, label="start")
-    parameter_space.plot(*begin["w"].numpy(), "k*", markersize=11)
+    parameter_space.plot(*begin["w"].numpy(), "k*", markersize=11, label="start")
     every = np.concatenate([path.losses for path in paths.values()])
     right, top = every.max(0)
     loss_space.set(

@@ -282,8 +282,10 @@ def draw(
                 found = found._replace(arguments={**found.arguments, "seed": Store.draw})
             numbers = shown(panels_of(found.figure))  # before panels go or axes change
             wrong = arrange(found.figure, look) if look else []
+            numbered = ", ".join(map(str, look.panels)) if look else ""
+            said = found.caption + (f" Drawn: panels {numbered}." if numbered else "")
             if look:
-                write_whole(out, found.drawn(out.suffix[1:]))
+                write_whole(out, found._replace(caption=said).drawn(out.suffix[1:]))
             found.record(out, numbers)
     except KeyboardInterrupt as stop:
         gone = time.monotonic() - begin
@@ -303,7 +305,7 @@ def draw(
         Store.folder = None
     drop(parts)
     paths = ([out] if look else []) + [out.with_suffix(".json")]
-    display.line(f"{', '.join(map(str, paths))}: {len(found.numbers)} records\n{found.caption}")
+    display.line(f"{', '.join(map(str, paths))}: {len(found.numbers)} records\n{said}")
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         cure = "a larger --size, fewer --panels, or a --preset"

@@ -32,7 +32,8 @@ def compare(words: Sequence[str]) -> int:
     given = parser.parse_args(words)
     try:
         old = None if given.keep and not given.record.exists() else load(given.record)
-        if old is not None and not {"open", "size", "verdicts", "commit"} <= set(old):
+        whole = isinstance(old, dict) and {"open", "size", "verdicts", "commit"} <= old.keys()
+        if given.record.exists() and not whole:
             raise ValueError("it is no record of verdicts, as paper_repro/whole.json is")
         new = kept(given.run, old["open"] if old else {})
         if given.keep or old is None:

@@ -163,9 +163,8 @@ def _choose(canvas: Canvas, numbers: Sequence[int]) -> list[Any]:
                 bar._colorbar.remove()  # pyright: ignore
     cells = [_cell(panel) for panel in kept]
     if not any(panel.get_legend() for panel in kept):
-        legends: list[Any] = [panel.get_legend() for panel in panels if panel.get_legend()]
-        for one in legends[:1]:
-            kept[0].legend(one.legend_handles, [text.get_text() for text in one.get_texts()])
+        for panel in [x for x in kept if x.get_legend_handles_labels()[0]][:1]:
+            panel.legend()
     for panel in set(panels) - set(kept):
         panel.remove()
     grid = canvas.add_gridspec(1, len(kept), width_ratios=[cell.width for cell in cells])

@@ -151,11 +151,13 @@ def test_what_ends_a_worker(tmp_path):
     forked = "(__import__('time').sleep(20), open({0!r} + ' late', 'w'), os._exit(0))"
     dies = f"open({{0!r}}, 'a').write('x') and (os.fork() or {forked}) and os.kill(os.getpid(), 9)"
     job = f"open({{0!r}}, 'a+').seek(0, 2) > {{1}} or (os := __import__('os')) and {dies}"
+    forks = "(os.fork() or os._exit(0), __import__('time').sleep(0.5), os._exit(7))"
+    forks = f"(pid := (os := __import__('os')).fork()) and os.waitpid(pid, 0)[1] or {forks}"
     jobs = [job.format(str(tmp_path / name), most) for name, most in (("a", 0), ("b", 9))]
     found = []
     with pytest.raises(pool.Died, match=r"/b.*: its process ended by signal 9, .*, 3 times$"):
-        pool.perform_all(eval, jobs, 2, lambda job, said: found.append((job, said)))
-    assert found == [(jobs[0], True)]
+        pool.perform_all(eval, [*jobs, forks], 2, lambda job, said: found.append((job, said)))
+    assert dict(found) == {jobs[0]: True, forks: 7 << 8}
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "x", "b": "xxx"}
 
 

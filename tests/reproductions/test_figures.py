@@ -176,12 +176,12 @@ def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
 def test_chosen_panels_stand_as_they_are_named_and_name_their_lines() -> None:
     for preset in (None, "column", "page"):
         canvas, panels = axes(1, 3, (12.5, 5))
-        panels[1].plot([0, 1], [0, 1], label="a line")
-        panels[1].legend()
+        for name, panel in zip("abc", panels, strict=True):
+            panel.plot([0, 1], [0, 1], label=name)
         arrange(canvas, Look(panels=(3, 1), preset=preset))
         first, second = (panels[i].get_position() for i in (2, 0))
         assert first.x0 < second.x0 or first.y0 > second.y1
-        assert [x.get_text() for x in panels[2].get_legend().get_texts()] == ["a line"]
+        assert [x.get_text() for x in panels[2].get_legend().get_texts()] == ["c"]
 
 
 def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
