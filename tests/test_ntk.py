@@ -101,7 +101,7 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match=r"mtlfunc.balance\(losses_fn, rule, mtlfunc.physics"):
         mf.Balancer(NET, mf.physics.ntk())
     with pytest.raises(ValueError, match=r"kernel_traces\(residuals, mtlfunc.jacobian\("):
-        mf.balance(losses, mf.Rule(tuple, tuple, frozenset({"trace", "gramian"})), probe)
+        mf.balance(losses, mf.mgda()._replace(reads=frozenset({"trace", "gramian"})), probe)
     for terms, message in (
         ([inside], "residuals: 1 functions for 2 losses"),
         ([inside, lambda p, b: edge(p, b)[:0]], r"residuals\[1\]: expected residuals \[n\]"),

@@ -181,7 +181,8 @@ def test_chosen_panels_stand_as_they_are_named_and_name_their_lines() -> None:
         arrange(canvas, Look(panels=(3, 1), preset=preset))
         first, second = (panels[i].get_position() for i in (2, 0))
         assert first.x0 < second.x0 or first.y0 > second.y1
-        assert [x.get_text() for x in panels[2].get_legend().get_texts()] == ["c"]
+        legend: Any = panels[2].get_legend()
+        assert [x.get_text() for x in legend.get_texts()] == ["c"]
 
 
 def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
