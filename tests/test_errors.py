@@ -423,11 +423,7 @@ def test_error_names_the_argument(case):
     ("edit", "following", "where"),
     [
         (lambda geometry: None, lambda state: {"n": state["n"].add_(1)}, r"state\['n'\]"),
-        (
-            lambda geometry: None,
-            lambda s: s.update(n=s["n"] + 1) or s,
-            r"state\['n'\]",
-        ),
+        (lambda geometry: None, lambda s: s.update(n=s["n"] + 1) or s, r"state\['n'\]"),
         (lambda geometry: geometry.gramian.diagonal().mul_(2), dict, r"geometry\.gramian"),
         (lambda geometry: geometry.losses.detach().add_(1), dict, r"geometry\.losses"),
     ],

@@ -51,7 +51,7 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_278,  # aim 18,500
+    "core": 20_276,  # aim 18,500
     "gradients": 5_332,  # of these; aim 4,700
     "training": 2_100,  # of these; aim 2,000
     "rooms": 1_439,
@@ -77,7 +77,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_804),
         ("experiments", 15_445),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_605),
+        ("tests", 41_600),
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

@@ -154,9 +154,8 @@ def test_grid_leaves_no_graph_behind():
 
 
 def test_grid_coordinates_are_what_was_typed():
-    typed = torch.tensor(
-        [0.1, 0.4, 1e-3, 4096.0]
-    )  # 4096 in float16 is 4.1e3 in its shortest decimals
+    # 4096 in float16 is 4.1e3 in its shortest decimals
+    typed = torch.tensor([0.1, 0.4, 1e-3, 4096.0])
     for axis in (typed, typed.half(), (-1j * typed).conj().imag):
         assert grid(lambda c: c, {"c": axis})["c"].values.tolist() == [0.1, 0.4, 1e-3, 4096.0]
 

@@ -84,10 +84,9 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str
             "mtlfunc.jacobian, moving_average, excess_risk and double_sampling do, also inside "
             "second_evaluation"
         )
-    missing = not_measured(rule, measures, metric=metric)
+    missing, reads = not_measured(rule, measures, metric=metric), reads_of(rule) or set()
     expect_carried(rule, missing)
     if missing:
-        reads = reads_of(rule) or set()
         if "gramian" in reads and reads & {"cross_gramian", "second_losses"}:
             cure = "no probe measures both; wrap another rule, or use normalize(rule, by='loss')"
         raise ValueError(

@@ -66,8 +66,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         p, some = preference_if_any(geometry, preference, gramian)
         others, eps = p.where(moved, 0.0).double(), torch.finfo(gramian.dtype).eps
         weights = restore(_best_in_cone(filled.double(), others, c, eps).to(gramian.dtype))
-        known, _ = fill_absent(gramian, geometry.present)
-        return poison(some * weights.where(moved, p), known), ()
+        return poison(some * weights.where(moved, p), fill_absent(gramian, geometry.present)[0]), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 

@@ -162,9 +162,9 @@ def _choose(canvas: Canvas, numbers: Sequence[int]) -> list[Any]:
             else:
                 bar._colorbar.remove()  # pyright: ignore
     cells = [_cell(panel) for panel in kept]
-    if not any(panel.get_legend() for panel in kept):
-        for panel in [x for x in kept if x.get_legend_handles_labels()[0]][:1]:
-            panel.legend()
+    named = [panel for panel in kept if panel.get_legend_handles_labels()[0]]
+    if named and not any(panel.get_legend() for panel in kept):
+        named[0].legend()
     for panel in set(panels) - set(kept):
         panel.remove()
     grid = canvas.add_gridspec(1, len(kept), width_ratios=[cell.width for cell in cells])
