@@ -71,6 +71,7 @@ OPERATIONS = {  # of h [n, 4], which depends on x, and a weight W [4, 3]
     "where": lambda h, W: (
         torch.where(h > 0.1, h.sin(), W[:, 0]) + h.masked_fill(h < 0, 2.0) * h % 0.3
     ),
+    "integers": lambda h, W: h / torch.tensor(3) + torch.tensor([3, 7, 9, 1]) ** h,
     "numbers": lambda h, W: np.float64(2) * torch.as_tensor(h) / torch.mul(input=h, other=h).add(1),
     "transpose": lambda h, W: h.unflatten(1, (2, 2)).transpose(1, 2) * h.flip(1).reshape(-1, 2, 2),
 }
@@ -314,6 +315,8 @@ def test_the_whole_call_without_gradients(mode) -> None:
         found = physics.laplacian(net, params, x)
         with pytest.raises(NotImplementedError, match=r"under torch\.no_grad"):
             physics.laplacian(_under(torch.no_grad), params, x)
+        pushed = jvp(lambda x: physics.laplacian(net, params, x).value, (x,), (x,))[1]
+    _close(pushed, (expected.gradient * x[:, None]).sum(-1))
     assert not any(one.requires_grad for one in found)
     assert all(map(torch.equal, found, expected))
 

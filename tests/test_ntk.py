@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, hessian, vmap
+from torch.func import functional_call, grad, hessian, jacrev, vmap
 
 import mtlfunc as mf
 
@@ -83,6 +83,24 @@ def test_traces_under_vmap_and_grad():
     mine, theirs = (grad(lambda p, f=f: f(p)[0])(PARAMS) for f in (weights, literal))
     for name, leaf in theirs.items():
         torch.testing.assert_close(mine[name], leaf, rtol=1e-8, atol=1e-10)
+
+
+def test_residuals_that_share_a_mean():
+    def centred(params, batch):
+        return edge(params, batch) - edge(params, batch).mean()
+
+    def step_of(engine):
+        probe = mf.physics.kernel_traces([centred, edge], mf.losses_only(), engine=engine)
+        both = lambda p, b: [f(p, b).square().mean() for f in (centred, edge)]  # noqa: E731
+        return mf.balance(both, mf.physics.ntk(), probe)
+
+    with pytest.raises(ValueError, match='use engine="rows"'):
+        step_of("auto").update(PARAMS, BATCH, step_of("auto").init(PARAMS, BATCH))
+    step = step_of("rows")
+    rows = [jacrev(lambda p, f=f: f(p, BATCH))(PARAMS).values() for f in (centred, edge)]
+    traces = torch.stack([torch.cat([x.flatten() for x in each]).square().sum() for each in rows])
+    found = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].weights
+    torch.testing.assert_close(found, traces.sum() / traces / 2)
 
 
 def test_an_absent_term_may_have_any_trace_and_one_without_gradient_keeps_its_preference():

@@ -57,12 +57,9 @@ def by_samples(gramian: Tensor, tasks: int, least: int) -> Tensor:
 
 
 def noise_scale(
-    samples: Float[Tensor, "n ..."],
-    total: Float[Tensor, "*task"] | None = None,
-    *,
-    tasks: int = 1,
-    size: int = 1,
-) -> Float[Tensor, "*task"]:
+    samples: Float[Tensor, "n ..."], total: Float[Tensor, "*task"] | None = None, *,
+    tasks: int = 1, size: int = 1,
+) -> Float[Tensor, "*task"]:  # fmt: skip
     """The simple noise scale B = tr Σ / ‖E g‖², the critical batch size, in samples.
 
     At batches of B samples the noise of the mean gradient is as long as the gradient itself; far
@@ -116,5 +113,5 @@ def noise_scale(
 
 def _unbiased_moments(spread: Tensor, mean: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """‖E g‖² and tr Cov(g) from the mean of ‖g_b‖² over `count` batches, and ‖mean g_b‖²."""
-    noise = (spread - mean) * (count / (count - 1))
+    noise = (spread - mean).clamp_min(0) * (count / (count - 1))  # of equal ones it may round below
     return mean - noise / count, noise

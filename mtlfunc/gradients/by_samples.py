@@ -78,7 +78,7 @@ class BySamples:
     def _assembled(self, name: str, mix: Tensor) -> Tensor:
         """Rows of a leaf [row, *shape] from those of its parts; zero where no call used it."""
         leaf, parts, at = self.backward.params[name], [], 0
-        width, own = leaf[0].numel() if leaf.ndim else 1, mix.dtype
+        width, own = leaf.shape[1:].numel(), mix.dtype
         mine = [each for each in self.groups if each.group.leaf == name]
         for each in sorted(mine, key=lambda each: each.group.start):
             found = each.rows(each.group.dtype if self.is_half(each.group) else own, mix)

@@ -47,8 +47,8 @@ def nuclear(
     one singular value decomposition of Σ w g in each layer, whatever the number of tasks, and
     products of every g_t with its factors. F has a kink where Σ w g loses rank. So what is solved
     has [g, μ1] for g, which has full rank, and μ goes to 0. Random oblong matrices take four
-    to fifteen iterations, for 2 tasks as for 64; square ones, and gradients of low rank, up to a
-    hundred, and then the gap may stay open.
+    to fifteen iterations; square ones, gradients of low rank, and more tasks than a small layer has
+    rows, up to a hundred, and then the gap may stay open.
 
     Every layer has the learning rate 1: multiply a layer's rows by its own. Weights of convolutions
     are matrices after `row.flatten(2)`.

@@ -65,7 +65,11 @@ def gauss_newton(
         wide, given = gramian.double(), geometry.losses.double()
         if momentum:
             if "carried" not in geometry.extra:
-                raise ValueError(_NOTHING_CARRIED)
+                raise ValueError(
+                    "gauss_newton: momentum=True, but geometry.extra has no 'carried'; say which "
+                    "optimizer steps, mtlfunc.Balancer(module, rule, metric=optimizer) or "
+                    "mtlfunc.descend(..., optimizer, metric=True)"
+                )
             given = given - geometry.extra["carried"].double()
         p = preference_of(geometry, preference, wide)
         # scaled to a largest entry of 1, which leaves the solution as it is
@@ -91,13 +95,6 @@ def gauss_newton(
     carried = ("carried",) if momentum else ()
     reads = reading("gramian", "losses", *carried, preference=preference)
     return Rule(no_state(preference), update, reads, heads="weighted")
-
-
-_NOTHING_CARRIED = (
-    "gauss_newton: momentum=True, but geometry.extra has no 'carried', what the optimizer carries "
-    "along; say which one steps, mtlfunc.Balancer(module, rule, metric=optimizer) or "
-    "mtlfunc.descend(..., optimizer, metric=True)"
-)
 
 
 def _indefinite(gramian: Tensor, damping: Scalar) -> str:

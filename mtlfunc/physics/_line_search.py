@@ -21,9 +21,7 @@ def line_search(
     factors: Float[Tensor, " factor"],
 ) -> LineSearch:
     """The step x - a·d with the lowest objective, over some lengths a, by one forward pass that is
-    mapped over all of them.
-
-    Nothing is waited for on a device: the length is picked there.
+    mapped over all of them. A device picks the length itself.
 
     Args:
         objective: `(params, batch) -> ` a 0-d tensor, for instance half the sum of the residuals'

@@ -20,16 +20,15 @@ def ntk(*, preference: Tensor | None = None) -> Rule:
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:
-        weights that sum to at least T, and are 1 where all traces are equal. A term whose trace is
-        0 has weight p_k.
+        weights; at the default p they are 1 where all traces are equal, and sum to at least T where
+        none is 0. A term whose trace is 0 has weight p_k.
 
     Raises:
         ValueError: for a bad preference; at a step, where no probe measured the traces.
 
     Source:
-        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), the adaptive training
-        algorithm. Other codes divide by norms of
-        losses' gradients (PaddleScience), or take shares that are not inverted (PINA).
+        Wang, Yu & Perdikaris 2022 (arXiv:2007.14527), the adaptive training algorithm. Other codes
+        divide by norms of gradients (PaddleScience), or take shares that are not inverted (PINA).
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -26,7 +26,7 @@ from torch.autograd import Function
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ..core.checks import check_params
+from ..core.checks import check_params, derivative_levels
 from ..core.internals import tree_leaves
 from ..types import Laplacian, Params
 
@@ -85,7 +85,7 @@ def directional(
     one forward pass of order + 1 positions.
 
     Args:
-        f: as in `laplacian`; where order is 1 it may have kinks, as relu has.
+        f: as in `laplacian`; where order is 1 it may contain relu.
         params: `{name: tensor}`.
         x: the points `[n, d]`.
         direction: `[d]`, the same for every point, or `[n, d]`.
@@ -107,7 +107,7 @@ def directional(
         [8.0, 12.0, 12.0, 6.0]
     """
     x = _points(params, x)
-    if isinstance(order, bool) or order not in (1, 2, 3):
+    if isinstance(order, bool | float) or order not in (1, 2, 3):
         raise ValueError(f"order: expected 1, 2 or 3, got {order!r}")
     if not isinstance(direction, Tensor) or direction.shape not in (x.shape, x.shape[1:]):
         shape = list(direction.shape) if isinstance(direction, Tensor) else type(direction).__name__
@@ -149,7 +149,8 @@ def _along_line(times: Any, a: Blocks, b: Blocks) -> Blocks:
 
 def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product) -> Blocks:
     """The blocks of f's output, the value's [n, 1, ...] first."""
-    recorded = torch.is_grad_enabled()  # on while f runs, so that jets see where f turns it off
+    # on while f runs, so that jets see where f turns it off; `detach` would drop tangents, too
+    recorded = torch.is_grad_enabled() or derivative_levels()[1] > 0
     if not recorded:
         x, params = x.detach(), {name: leaf.detach() for name, leaf in params.items()}
     jet = Jet((x[:, None], *rest), product)
@@ -275,6 +276,8 @@ def _plus_tail(found: Blocks, tail: Blocks) -> Blocks:
 
 def _power(input: Any, exponent: Any) -> Jet:
     if isinstance(exponent, Jet):
+        if isinstance(input, Tensor):
+            input = input.to(torch.result_type(exponent.blocks[0], input))
         log: Any = math.log if isinstance(input, int | float) and input > 0 else torch.log
         return _multiply(exponent, log(input)).exp()
     if not isinstance(exponent, int | float):
@@ -499,8 +502,9 @@ def _rows(method: Callable[..., Any], default: Any, place: Any = 0, count: int =
     return along
 
 
-def _norm(input: Jet, p: Any = "fro", dim: Any = None, keepdim: bool = False) -> Jet:
-    if p not in ("fro", None, 2) or not isinstance(dim, int):
+def _norm(input: Jet, p: Any = "fro", dim: Any = None, keepdim: bool = False, **more: Any) -> Jet:
+    p = more.pop("ord", p)
+    if p not in ("fro", None, 2) or not isinstance(dim, int) or any(more.values()):
         raise _unknown(f"torch.norm with p = {p!r} over {dim}")
     return input.square().sum(dim, keepdim).sqrt()
 
@@ -547,10 +551,6 @@ _TAYLOR: dict[str, Callable[[Tensor], Blocks]] = {  # the k-th derivative over k
 }
 
 
-def _entrywise(taylor: Callable[[Tensor], Blocks]) -> Callable[[Jet], Jet]:
-    return lambda input: input.composed(taylor)
-
-
 def _spelled(table: dict[str, Any], several: bool) -> dict[Any, tuple[Callable[..., Any], bool]]:
     """The operations by function and method: of several tensors, or of the first alone."""
     found, places = {}, (torch, Tensor, F, torch.special, torch.linalg)
@@ -573,7 +573,11 @@ _OPERATIONS = _spelled(
         "sub subtract __sub__": lambda input, other, *, alpha=1: _add(input, other, alpha=-alpha),
         "rsub __rsub__": lambda input, other, *, alpha=1: _add(other, input, alpha=-alpha),
         "mul multiply __mul__ __rmul__": _multiply,
-        "div divide true_divide __truediv__": lambda input, other: _multiply(input, 1 / other),
+        "div divide true_divide __truediv__": lambda input, other: (
+            _multiply(input, 1 / other)
+            if _is_jet(other)
+            else input.of(x / _blocks(input, other)[0] for x in input.blocks)
+        ),
         "pow __pow__": _power,
         "__rpow__": lambda input, other: _power(other, input),
         "where": _where,
@@ -590,7 +594,9 @@ _OPERATIONS = _spelled(
     True,
 ) | _spelled(
     {
-        **{name: _entrywise(taylor) for name, taylor in _TAYLOR.items()},
+        **{
+            name: functools.partial(Jet.composed, taylor=taylor) for name, taylor in _TAYLOR.items()
+        },
         "linear": _linear,
         "remainder __mod__": lambda input, other: _with_value(
             input, torch.remainder(input.blocks[0], _blocks(input, other)[0])

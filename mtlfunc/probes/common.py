@@ -193,7 +193,7 @@ def expect_labels(mask: Any, *, counts: bool, source: str = "") -> Tensor:
         found = f"{mask.dtype} of shape {list(mask.shape)}" if tensor else type(mask).__name__
         raise TypeError(
             f"present: expected {source}a boolean tensor [task], got {found}"
-            + ("" if counts else "; numbers of labels are for group=")
+            + ("; numbers of labels are for group=" if tensor and not counts else "")
         )
     return mask
 
@@ -209,7 +209,11 @@ def labels_of(present: Labels, tasks: Tasks, device: torch.device, counts: bool)
             )
         present = [present[name] for name in names]
     if isinstance(present, list | tuple):
-        present = torch.tensor(present, device=device)
+        try:
+            present = torch.tensor(present, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            cure = "give one bool a task, or with group= the number of its labels"
+            raise TypeError(f"present: got {present!r}; {cure}") from None
     return expect_labels(present, counts=counts)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..core.checks import check_option
 from ..core.expect import expect_function, expect_probe
 from ..gradients import sample_norms
+from ..gradients.operator import Engine
 from ..types import Batch, Params, Probe, State, TaskGradients, constructor
 from .common import Run
 
@@ -21,7 +22,9 @@ Trace = Literal["sum", "mean"]
 
 
 @constructor
-def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace = "sum") -> Probe:
+def kernel_traces(
+    residuals: Sequence[Residuals], probe: Probe, *, trace: Trace = "sum", engine: Engine = "auto"
+) -> Probe:
     """Another probe, and tr K_k = Σ_i ‖∇r_ki‖² for every term k of the loss: the trace of the
     neural tangent kernel of its residuals r_k.
 
@@ -33,14 +36,15 @@ def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace 
         probe: any probe whose rows are the tasks, such as `mtlfunc.losses_only()`.
         trace: "sum" over a term's points, as published, or "mean": the numbers of points then do
             not matter.
+        engine: as in `mtlfunc.sample_norms`; "rows" for residuals that share a mean over points.
 
     Returns:
         a probe that measures as the given one does; `geometry.extra` gets `trace` `[task]`.
 
     Raises:
         TypeError: for a probe or residuals that are none.
-        ValueError: for no functions, or another `trace`; for a probe of several processes; at a
-            step, for a term without points or another number of tasks.
+        ValueError: for no functions, another `trace` or `engine`, a probe of several processes; at
+            a step, for a term without points or another number of tasks.
 
     Source:
         Wang, Yu & Perdikaris 2022 (arXiv:2007.14527).
@@ -58,6 +62,7 @@ def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace 
     """
     expect_probe(probe)
     check_option(trace, "trace", get_args(Trace))
+    check_option(engine, "engine", get_args(Engine))
     if callable(residuals) or isinstance(residuals, dict) or not len(residuals):
         raise ValueError(
             "residuals: expected a list of functions (params, batch) -> [n], one a task in the "
@@ -78,7 +83,7 @@ def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace 
                 f"residuals: {len(residuals)} functions for {len(geometry.losses)} losses; give "
                 "one a task, in the order of the losses"
             )
-        traces = [_squares(i, term, run.params, batch) for i, term in enumerate(residuals)]
+        traces = [_squares(i, term, run.params, batch, engine) for i, term in enumerate(residuals)]
         traces = [x.sum() if trace == "sum" else x.mean() for x in traces]
         extra = geometry.extra | {"trace": torch.stack(traces).to(geometry.losses)}
         return measured._replace(geometry=geometry._replace(extra=extra)), state
@@ -87,7 +92,7 @@ def kernel_traces(residuals: Sequence[Residuals], probe: Probe, *, trace: Trace 
     return probe._replace(update=update, measures=measures, calls_model=True)
 
 
-def _squares(index: int, term: Residuals, params: Params, batch: Batch) -> Tensor:
+def _squares(index: int, term: Residuals, params: Params, batch: Batch, engine: Engine) -> Tensor:
     """‖∇r_i‖² `[n]` of a term's residuals."""
 
     def vector(params: Params, batch: Batch) -> Tensor:
@@ -99,4 +104,4 @@ def _squares(index: int, term: Residuals, params: Params, batch: Batch) -> Tenso
             )
         return found
 
-    return sample_norms(vector, params, batch)[1].square()
+    return sample_norms(vector, params, batch, engine=engine)[1].square()

@@ -327,8 +327,8 @@ class Deltas(NamedTuple):
         """
         a = 1 if use.kind == "local" else use.sizes[2]
         each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
-        count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // each)
-        for start in range(0, part.shape[-1], count):
+        count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // max(1, each))
+        for start in range(0, max(1, part.shape[-1]), count):
             yield self._rows_of(use, x, part[..., start : start + count])
 
     def _rows_of(self, use: Use, x: Tensor, part: Tensor) -> Tensor:
