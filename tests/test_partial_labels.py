@@ -354,6 +354,10 @@ def test_errors_name_present():
         ).init(PARAMS, batch(SOME))
     with pytest.raises(ValueError, match="present: a row of mix= is a mixture"):
         mf.jacobian(SHARED, present=given, mix=mf.subset(2))
+    net = torch.nn.Linear(2, 3)
+    for named in (["a", "b", "c"], [True, None, True]):
+        with pytest.raises(TypeError, match="present: got"):
+            mf.Balancer(net, mf.mean()).backward(net(torch.ones(2)), present=named)
 
 
 def test_derivatives_at_absent_losses_that_are_nan_are_those_of_the_present_ones():

@@ -453,7 +453,8 @@ def test_refusals_of_a_balancer():
     own = mf.Balancer(net, mf.mgda(), mf.jacobian(weightings=lambda b: b))
     with pytest.raises(ValueError, match="leave it out of the probe"):
         own.backward(entries, weightings=matrix)
-    balancer.backward(entries, weightings=matrix, retain_graph=True)
+    info = balancer.backward(entries, weightings=matrix.requires_grad_(), retain_graph=True)
+    assert not any(x.requires_grad for x in (info.losses, info.weights, info.gramian))
     with pytest.raises(ValueError, match="3 tasks at the first step, 2 at this step"):
         balancer.backward(entries, weightings=matrix[:2])
 
@@ -491,11 +492,13 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
 def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
     net, losses, batch = make("dense", 4)
     new = {"odd": torch.ones(7, dtype=torch.float64), "cut": torch.eye(6, dtype=torch.float64)}
+    new["void"] = torch.ones(0, 6, dtype=torch.float64)
     params = mf.parameters(net) | new
 
     def shifted(params, batch):
         half = batch["x"] @ params["cut"].chunk(2)[1].mT
-        return losses(params, batch) * params["odd"].cumsum(0) + half.sin().sum(1)
+        none = batch["x"] @ params["void"].mT @ params["void"]
+        return losses(params, batch) * params["odd"].cumsum(0) + (half + none[:, :3]).sin().sum(1)
 
     _, jacobian = loop(shifted, params, batch)
     step = step_of(shifted, mf.mean(), engine="layerwise")
@@ -503,6 +506,8 @@ def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
     assert passes == [True]
     close(info.gramian, jacobian @ jacobian.T)
     close(torch.cat([grads[name].flatten() for name in params]), jacobian.mean(0))
+    kept = mf.task_jacobian(shifted, params, batch, weightings=batch["A"], engine="layerwise")
+    close(torch.cat([row.flatten(1) for row in kept.rows().values()], 1), jacobian)
 
 
 def test_centred_weightings_keep_their_digits():

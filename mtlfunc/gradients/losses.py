@@ -104,7 +104,7 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
     if any(map(callable, found)):
         return "call the function; `backward` and `measure` also take one function a task"
     if any(x is None for x in found):
-        return "a task without labels in this batch takes a loss of 0 and present="
+        return "a task without labels in this batch takes the loss torch.zeros(()) and present="
     if any(type(x).__module__ == "numpy" or isinstance(x, int | float) for x in found):
         return "pass tensors with their graph, without .item(), .detach() or .numpy()"
     if not several and isinstance(out, Iterable) and not isinstance(out, str):

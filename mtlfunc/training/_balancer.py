@@ -150,9 +150,8 @@ class Balancer:
     def __repr__(self) -> str:
         tasks, states, _ = self._kept
         measured = "no step yet" if states is None else f"{len(tasks)} tasks"
-        name = type(self._module).__name__
         probe = repr(self._probe) if call_of(self._probe) else "a probe of one's own"
-        return f"Balancer of {name}: {self._rule!r}, {probe}; {measured}"
+        return f"Balancer of {type(self._module).__name__}: {self._rule!r}, {probe}; {measured}"
 
     def backward(
         self,
@@ -173,8 +172,8 @@ class Balancer:
                 dict by name: the tasks that have labels in this batch; with `group=` how many
                 labels. None is all, and equal batches.
             weightings: A `[task, sample]`, or `[task, sample, part]`: task k has the loss Σ A_kn
-                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. All tasks cost one backward
-                pass (one a part).
+                ℓ_n of the `losses` ℓ `[sample]`, or `[sample, part]`. A is read as numbers. All
+                tasks cost one backward pass (one a part).
                 The samples may be others, and more or fewer, at every step. A row of zeros (with
                 `group=` on every rank) is an absent task, as one that `present` says is absent.
                 With `group=` the ranks' losses are summed, each with weights of its own samples.

@@ -25,6 +25,10 @@ CURES = {
         "losses: an earlier backward() has freed their graph: call the balancer first, or pass "
         "retain_graph=True there."
     ),
+    "backward an extra time": (
+        "losses: selective checkpoints are recomputed for one backward pass: pass each loss as a "
+        "function without arguments, or leave context_fn= out of the checkpoint."
+    ),
     "modified by an inplace operation": (
         "losses: a tensor of their graph has been changed since, most often a parameter by "
         "optimizer.step(): compute the losses anew after every step."
@@ -133,8 +137,7 @@ def check_weightings(probe: Probe, weightings: Tensor, tasks: Tasks) -> None:
     """Raise unless these can be the tasks of this step."""
     if probe.weightings is None:
         raise ValueError(
-            "weightings: they go with mtlfunc.jacobian without mix=, or with shared=; this "
-            "balancer's probe is another"
+            "weightings: they go with mtlfunc.jacobian without mix=, or with shared=, alone"
         )
     check_task_count(expect_weightings(weightings), tasks, "the first step")
 

@@ -100,18 +100,10 @@ class Live(NamedTuple):
 
 
 def live_step(
-    held: ModuleLeaves,
-    losses: Any,
-    present: Labels | None,
-    weightings: Tensor | None,
-    known: Tasks,
-    union: Ranks,
-    *,
-    combines: bool,
-    keeps: bool,
-    optimizer: Optimizer | None,
+    held: ModuleLeaves, losses: Any, present: Labels | None, weightings: Tensor | None,
+    known: Tasks, union: Ranks, *, combines: bool, keeps: bool, optimizer: Optimizer | None,
     heads: Heads,
-) -> Live:
+) -> Live:  # fmt: skip
     """The forward passes behind losses, whose tasks are `known` after the first step."""
     if (functions := functions_of(losses)) and weightings is not None:
         raise ValueError(f"weightings: {IN_TURN}")
@@ -135,9 +127,9 @@ def live_step(
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
     if weightings is not None:
-        weightings = of_labelled(weightings, present)
+        weightings = of_labelled(weightings.detach(), present)  # no graph of theirs is kept
         if values_readable(weightings):
-            present = weightings.detach().flatten(1).any(1)
+            present = weightings.flatten(1).any(1)
     if functions:
         shared = select(leaves, held.probe.shared)
         in_turn = differentiated_in_turn(functions, leaves, shared, tasks, present)
