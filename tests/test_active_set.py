@@ -25,6 +25,7 @@ from mtlfunc.solvers import (
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
 from mtlfunc.solvers.exact import run
 from mtlfunc.solvers.problems import DualCone, resolution
+from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing.families import weakly_stationary
 from tests.support.bounds import lengths
 from tests.support.oracles import near
@@ -335,6 +336,15 @@ def test_problems_that_share_a_gramian_are_solved_as_well_as_one_by_one(name):
     assert (distance <= 1e-6 * scale).all()
     for w, u in zip(each, v, strict=True):
         assert certify(dual_cone(gramian, w), u).backward <= 1e-11
+
+
+@pytest.mark.parametrize("apart", [1e-8, 3e-7, 1e-5, 1e-3])
+def test_two_opposite_gradients_that_both_go_backwards(apart):
+    """The answer w + u is 0 or nearly, and one u alone is as good where no more is resolved."""
+    rows = torch.tensor([[1.0, 0.0], [-1.0, apart]]).double()
+    problem = dual_cone(rows @ rows.T, torch.tensor([-1.0, -2.0]).double())
+    weights = two_tasks(problem, torch.finfo(torch.float64).eps)[0]
+    assert certify(problem, weights).backward <= 1e-9
 
 
 def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian():

@@ -376,6 +376,12 @@ def test_what_the_rule_reads_is_asked_for_alone():
     before = torch.get_rng_state()
     audit(mf.physics.ntk(), extra=extra, only=["NaN"], instances=4)
     audit(mf.mean(), extra=lambda jacobian, losses: {}[0], only=["NaN"], instances=4)
+
+    def reseeds(gramian):
+        torch.manual_seed(0)
+        return torch.ones_like(gramian[0])
+
+    assert audit(reseeds, only=["purity"], instances=4)["purity"].status == "fails"
     assert torch.equal(torch.get_rng_state(), before)
 
 

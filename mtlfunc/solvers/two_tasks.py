@@ -55,13 +55,12 @@ def _dual_cone(problem: DualCone, eps: float) -> Tensor:
     one = (alone > 0) & (left >= -noise)
     both = _inverse_times(problem.gramian, -linear, eps)
     both = both + _inverse_times(problem.gramian, -linear - problem.gramian @ both, eps)
+    # where δ turns one of both negative, the one that lowers the objective more
+    fall, single = -linear * alone, one.any() | (both < 0).any()
+    first_alone = torch.where(one.any(), one[0], fall[0] >= fall[1])
     unit = torch.eye(2, dtype=n.dtype, device=n.device)
-    single = torch.where(one[0], unit[0], unit[1]) * alone
-    return torch.where(
-        (linear >= 0).all() | (alone <= 0).all(),
-        0.0,
-        torch.where(one.any(), single, both.clamp_min(0)),
-    )
+    found = torch.where(single, torch.where(first_alone, unit[0], unit[1]) * alone, both)
+    return torch.where((linear >= 0).all() | (alone <= 0).all(), 0.0, found)
 
 
 def _inverse_times(gramian: Tensor, right: Tensor, eps: float) -> Tensor:

@@ -127,9 +127,8 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
         infeasible = (infeasible - proof.resolution.double()).clamp_min(0)
         infeasible = infeasible * centre.where(centre > 0, size) / or_one(size)
     else:  # v may vanish where w does not: a task without a gradient
-        size = n @ w.abs()
-        unit = or_one(size.maximum(n @ problem.weights.double().abs()))
-        error = torch.minimum(gap / unit**2, proof.backward.double() * size / unit)
+        unit = or_one((n @ w.abs()).maximum(n @ problem.weights.double().abs()))
+        error = torch.minimum(gap / unit**2, proof.backward.double())
         infeasible = (n * (problem.weights.double() - w)).amax().clamp_min(0) / unit
     worst = torch.maximum(error, infeasible)
     return worst.where(finite & ~worst.isnan(), torch.inf)  # NaN where products overflow
