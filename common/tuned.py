@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 
 from mtlfunc.core.files import write_whole
@@ -76,6 +77,10 @@ class Record:
         """
         self.path, self.design, self.grid = path, design, design.grid
         self.made, self.runs = list[str](), dict[str, list[Any]]()
+        self._read()
+
+    def _read(self) -> None:
+        path, design = self.path, self.design
         if path.exists():
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))
@@ -89,15 +94,17 @@ class Record:
                 )
 
     def add(self, cell: Cell, numbers: Sequence[float | None], made: str) -> None:
-        """Keep a run, its score first, and write the file."""
-        if made not in self.made:
-            self.made.append(made)
-        own = [x if x is None or math.isfinite(x) else None for x in numbers]
-        self.runs[str(cell)] = [self.made.index(made), *own]
-        lines = [f"  {json.dumps(k)}: {json.dumps(self.runs[k])}" for k in sorted(self.runs)]
-        of = f' "of": {json.dumps(self.design.also)},\n' * bool(self.design.also)
-        text = f'{{\n{of} "made": {json.dumps(self.made)},\n "runs": {{\n' + ",\n".join(lines)
-        write_whole(self.path, f"{text}\n }}\n}}\n")
+        """Keep a run, its score first, and write the file, with what others have added to it."""
+        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+            self._read()
+            if made not in self.made:
+                self.made.append(made)
+            own = [x if x is None or math.isfinite(x) else None for x in numbers]
+            self.runs[str(cell)] = [self.made.index(made), *own]
+            lines = [f"  {json.dumps(k)}: {json.dumps(self.runs[k])}" for k in sorted(self.runs)]
+            of = f' "of": {json.dumps(self.design.also)},\n' * bool(self.design.also)
+            text = f'{{\n{of} "made": {json.dumps(self.made)},\n "runs": {{\n' + ",\n".join(lines)
+            write_whole(self.path, f"{text}\n }}\n}}\n")
 
     def score(self, problem: str, method: str, n: int) -> float | None:
         """Mean over the seeds that choose, at a rate; -inf as soon as one failed."""
@@ -259,7 +266,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
     show = which.add_parser("show", help="what the record says, of as many seeds as it has")
     show.add_argument("--figure", type=Path, metavar="FILE", help="a PNG, where there is one")
     run = which.add_parser("run", help="all runs that are left; a stop loses those at work")
-    one = which.add_parser("row", help="one run again, some minutes")
+    one = which.add_parser("row", help="one run again, half a minute to some minutes")
     for part in (run, one):
         part.add_argument("--data", type=existing_folder, metavar="FOLDER", required=True)
         usual = study.here / "out" / study.name.split(".")[-1]
@@ -286,9 +293,10 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
         elif given.what == "row":
             print(_again(study, given, record))
         else:
+            given.record.absolute().parent.mkdir(parents=True, exist_ok=True)
             with alone_in(given.out):
                 _run(study, given.data, record, given.out, given.workers, given.device)
-    except (DataError, Died) as error:
+    except (DataError, Died, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -192,16 +191,16 @@ def test_grid_interrupted_hands_over_what_is_finished(tmp_path):
         grid(Counted(train, at=1), AXES)
     assert dict(early.value.dataset.sizes) == {"seed": 4, "c": 3}
 
-    def first_ends_last(k):
-        while k == 0 and not [*tmp_path.glob("points-*")]:
-            time.sleep(0.01)
-        if k == 0:
+    def last_is_interrupted(k):
+        if k == 2:
             raise KeyboardInterrupt
         return torch.tensor(k)
 
     axes = {"k": [0.0, 1.0, 2.0]}
     with ThreadPoolExecutor(2) as pool, pytest.raises(Unfinished, match=r"after [12] of 3"):
-        grid(first_ends_last, axes, points_at_once=1, executor=pool, path=tmp_path)
+        grid(last_is_interrupted, axes, points_at_once=1, executor=pool, path=tmp_path)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(RuntimeError, match="turn never comes"):
+        grid(lambda k: grid(train, AXES, executor=pool), axes, executor=pool)
     turned = Counted(lambda k: {"whole": k, "turned": (k + 2) * 1j}, at=2)
     with pytest.raises(Unfinished) as numbers:
         grid(turned, {"k": torch.arange(3)}, points_at_once=1)

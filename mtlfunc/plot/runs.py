@@ -7,21 +7,16 @@ import numpy as np
 import torch
 
 from ..core.checks import check_count
+from ..core.extras import expect_installed
 from ..types import Info, Solution
 from ._common import COLOURS, Array, Axes, array_of, axes_of, cycle, names_of
 
 
 def weights(
-    record: Array | Info,
-    ax: Axes | None = None,
-    *,
-    steps: Array | None = None,
-    names: Sequence[str] | None = None,
-    smooth: int = 1,
-    band: float = 0.8,
-    ylabel: str = "weight",
+    record: Array | Info, ax: Axes | None = None, *, steps: Array | None = None,
+    names: Sequence[str] | None = None, smooth: int = 1, band: float = 0.8, ylabel: str = "weight",
     **kwargs: Any,
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Weights over time, one line a task; over seeds, their mean and a band of quantiles.
 
     The mean may leave the band where a few seeds are far out. A single step is a point each, with
@@ -100,15 +95,10 @@ def weights(
 
 
 def front(
-    points: Array,
-    ax: Axes | None = None,
-    *,
-    true: Array | None = None,
-    reference: Array | None = None,
-    names: Sequence[str] | None = None,
-    label: str | None = None,
+    points: Array, ax: Axes | None = None, *, true: Array | None = None,
+    reference: Array | None = None, names: Sequence[str] | None = None, label: str | None = None,
     **kwargs: Any,
-) -> Axes:
+) -> Axes:  # fmt: skip
     """Losses of several solutions: filled the non-dominated ones, faint and hollow the others.
 
     Call it again on the same Axes to compare.
@@ -135,6 +125,7 @@ def front(
         >>> front(points, Figure().add_subplot()).get_lines()[0].get_xdata().tolist()
         [1.0, 2.0]
     """
+    expect_installed("moocore", what="mtlfunc.plot.front")
     import moocore  # only sets of losses need it
 
     losses = array_of(points, "points", (None, (2, 3)))

@@ -14,6 +14,7 @@ from concurrent import futures
 from contextlib import suppress
 from numbers import Real
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -38,14 +39,10 @@ class Unfinished(KeyboardInterrupt):
 
 
 def grid(
-    f: Callable[..., Any],
-    axes: Mapping[str, Any],
-    *,
-    points_at_once: int | None = None,
-    dims: Mapping[str, Sequence[str]] | None = None,
-    path: str | os.PathLike[str] | None = None,
+    f: Callable[..., Any], axes: Mapping[str, Any], *, points_at_once: int | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None, path: str | os.PathLike[str] | None = None,
     executor: Any = None,
-) -> xarray.Dataset:
+) -> xarray.Dataset:  # fmt: skip
     """`f(**point)` at every point of the product of named axes, as a labelled dataset.
 
     Args:
@@ -68,6 +65,7 @@ def grid(
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take
             this process's default dtype and number of threads, so answers are bitwise its own.
+            Threads of a process take turns: `functional_call` exchanges a module's parameters.
 
     Returns:
         an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
@@ -78,7 +76,8 @@ def grid(
         KeyboardInterrupt: on Ctrl-C; its `dataset` is the one so far.
         ValueError: for bad axes, outputs that differ between points, and a folder of another grid.
         TypeError: for axes of the wrong kind and outputs that are not tensors.
-        RuntimeError: under a transform, and for an `f` that cannot be vmapped.
+        RuntimeError: under a transform, for an `f` that cannot be vmapped, and for an `executor`
+            of a grid that another's thread calls.
 
     Examples:
         >>> power = lambda seed, c: {"power": c ** torch.arange(2.0) + seed}
@@ -88,6 +87,8 @@ def grid(
     """
     if inside_transform():
         raise RuntimeError("grid: not under a torch.func transform; nest torch.func.vmap instead")
+    if executor is not None and _TURN._is_owned():  # pyright: ignore
+        raise RuntimeError("executor: f of another grid calls this one, whose turn never comes")
     check_count(points_at_once, "points_at_once", none=True)
     if not isinstance(axes, Mapping) or not axes or not isinstance(dims, Mapping | None):
         raise TypeError("axes, dims: expected dicts by name, the first of at least one axis")
@@ -169,12 +170,16 @@ def _sent(chunk: _Chunk) -> bytes | _Chunk:
     return chunk
 
 
+_TURN = RLock()
+
+
 def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes | _Chunk) -> Any:
     """What a worker does."""
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    return (pickle.loads(chunk) if isinstance(chunk, bytes) else chunk).answers(f)
+    with _TURN:
+        return (pickle.loads(chunk) if isinstance(chunk, bytes) else chunk).answers(f)
 
 
 def _by_workers(f: Callable[..., Any], points: _Points, executor: Any) -> Answers:
@@ -259,8 +264,9 @@ class _Points:
             header = self.folder / f"axes{f'-{k}' if k > 1 else ''}.json"
             if last == self.text and not header.exists():
                 break
-            with suppress(FileExistsError):  # an earlier call's, or that of one that began with us
-                write_whole(header, self.text, new=True)
+            with suppress(FileExistsError):  # of a call that began with us
+                if not header.exists():  # in a folder that can only be read
+                    write_whole(header, self.text, new=True)
             last = header.read_text(encoding="utf-8")
             places[_digest(last)] = _places(header, json.loads(last), json.loads(self.text))
         for file in sorted(self.folder.glob("points-*.npz")):
@@ -297,7 +303,10 @@ class _Points:
         both = [{n: f"{x.dtype} {x.shape[1:]}" for n, x in y.items()} for y in (self.values, made)]
         if both[0] != both[1]:
             what = f"f {self.describe(flat)}: found {both[1]} but {both[0]} before"
-            raise ValueError(f"{what}; every point must give the same names, shapes and dtypes")
+            raise ValueError(
+                f"{what}; every point must give the same names, shapes and dtypes; "
+                "take a new folder where f has changed"
+            )
         for name, x in found.items():
             self.values[name][flat] = x
 

@@ -101,6 +101,13 @@ def test_threads_and_what_submits_give_the_serial_answers(kind, whole, tmp_path)
         same(grid(weights, AXES, points_at_once=4, executor=kind(pool), path=tmp_path), whole)
         axes = {"k": torch.arange(3), "f": {"next": lambda k: k + 1}}
         found = grid(lambda k, f: f(k), axes, points_at_once=1, executor=kind(pool))
+        net = torch.nn.Linear(3, 3)
+        run = lambda k: torch.func.functional_call(  # noqa: E731
+            net, {n: k.sin() * p for n, p in net.named_parameters()}, (torch.ones(3),)
+        )
+        each = {"k": torch.arange(64.0)}
+        serial = grid(run, each, points_at_once=1)
+        same(grid(run, each, points_at_once=1, executor=kind(pool)), serial)
     assert found["value"].values.tolist() == [[1], [2], [3]]
     assert torch.get_num_threads() == threads
 

@@ -45,6 +45,10 @@ def test_a_made_up_study(tmp_path):
     record.add(job, power.kept(job, {"score": math.nan, "test": {"left": 0.5}}), "here")
     assert tuned.Record(record.path, power.DESIGN).runs == record.runs
     assert record.runs[str(job)] == [0, None, 0.5, None]
+    others, more = tuned.Record(record.path, power.DESIGN), job._replace(seed=999)
+    others.add(more, [0.1], "there")
+    record.add(job._replace(seed=998), [0.2], "here")  # of a command that began before
+    assert tuned.Record(record.path, power.DESIGN).runs[str(more)] == [1, 0.1]
 
 
 def test_analyses():

@@ -97,7 +97,7 @@ def arena(
     cells: dict[str, dict[str, Cell]] = {name: {} for name in chosen}
     pairs = [(name, rival) for name in chosen for rival in field]
     for name, rival in (bar := progress_bar(pairs, desc="arena", disable=not progress)):
-        bar.set_postfix_str(f"{rival} on {name}")
+        bar.set_postfix_str(f"{rival} on {name}", refresh=False)
         built_in = rival == STATIC or others.get(rival) is REFERENCES.get(rival, ())
         if built_in and chosen[name] is known.get(name):
             cells[name][rival] = _run_cached(name, rival, settings)
