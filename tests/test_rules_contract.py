@@ -90,13 +90,8 @@ def test_as_rule_refuses_what_makes_no_rule(odd):
 # What a rule reads
 
 FIELDS = ("losses", "gramian", "preference", "present")
-SPECIAL = {
-    "modo on a probe": mf.modo,
-    "moco on a probe": mf.moco,
-    "sdmgrad on a probe": mf.sdmgrad,
-    "db_mtl on a probe": mf.db_mtl,
-    "famo on a probe": mf.famo,
-    "excess_mtl on a probe": mf.excess_mtl,
+PROBED = ("modo", "moco", "sdmgrad", "db_mtl", "famo", "excess_mtl")
+SPECIAL = {f"{name} on a probe": getattr(mf, name) for name in PROBED} | {
     "align on a probe": lambda: mf.align(0.3),
     "ntk on a probe": mf.physics.ntk,
     "align normalised": lambda: mf.normalize(mf.align(0.3)),
@@ -109,13 +104,8 @@ OWN = torch.tensor([1.0, 2.0, 3.0], dtype=F64)
 SPECIAL |= {
     f"{name} with a preference": lambda make=make: make(preference=OWN)
     for name, make in {
-        "mean": mf.mean,
-        "pcgrad": mf.pcgrad,
-        "famo": mf.famo,
+        **{x: getattr(mf, x) for x in ("mean", "pcgrad", "famo", "config", "sdmgrad", "db_mtl")},
         "cagrad": lambda preference: mf.cagrad(0.4, preference=preference),
-        "config": mf.config,
-        "sdmgrad": mf.sdmgrad,
-        "db_mtl": mf.db_mtl,
         "uw": lambda preference: mf.uw(0.1, preference=preference),
         "dwa": lambda preference: mf.dwa(1, preference=preference),
         "epo": lambda preference: mf.epo(preference),

@@ -125,16 +125,10 @@ def test_state_of_an_absent_task_does_not_move(name):
 
 def test_grids_of_hyper_parameters_are_one_vmap():
     grid = torch.tensor([0.05, 0.5], dtype=F64)
-    for make in (
-        mf.uw,
-        mf.imtl_l,
-        lambda tau: mf.dwa(2, tau),
-        mf.stch,
-        mf.cosmos,
-        mf.pbi,
-        lambda lr: mf.famo(lr, full_batch=True),
-        lambda d: mf.famo(decay=d, full_batch=True),
-    ):
+    famo = lambda lr: mf.famo(lr, full_batch=True)  # noqa: E731
+    decays = lambda d: mf.famo(decay=d, full_batch=True)  # noqa: E731
+    dwa = lambda tau: mf.dwa(2, tau)  # noqa: E731
+    for make in (mf.uw, mf.imtl_l, dwa, mf.stch, mf.cosmos, mf.pbi, famo, decays):
         together = vmap(lambda value, make=make: weights_of(make(value), SERIES)[0])(grid)
         for i, value in enumerate(grid):
             near(together[i], weights_of(make(float(value)), SERIES)[0], 1e-12, 1e-300)

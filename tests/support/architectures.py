@@ -50,14 +50,9 @@ class Calls(nn.Module):
 
 def _mlp() -> Architecture:
     net = nn.Sequential(
-        nn.Linear(4, 6),
-        nn.ReLU(),
-        nn.LayerNorm(6),
-        nn.Linear(6, 5, bias=False),
-        nn.RMSNorm(5),
-        nn.Tanh(),
-        nn.Linear(5, TASKS),
-    )
+        nn.Linear(4, 6), nn.ReLU(), nn.LayerNorm(6), nn.Linear(6, 5, bias=False), nn.RMSNorm(5),
+        nn.Tanh(), nn.Linear(5, TASKS),
+    )  # fmt: skip
     return Architecture(net, (torch.randn(SAMPLES, 4),))
 
 
@@ -78,18 +73,13 @@ def _in_place() -> Architecture:
 
 def _convolutions() -> Architecture:
     net = nn.Sequential(
-        nn.Conv2d(2, 4, 3, stride=2, padding=1),
-        nn.BatchNorm2d(4).eval(),
-        nn.ReLU(inplace=True),
+        nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4).eval(), nn.ReLU(inplace=True),
         nn.Conv2d(4, 6, (3, 2), padding="same", dilation=(1, 2), groups=2, bias=False),
-        nn.GroupNorm(3, 6),
-        nn.GELU(),
+        nn.GroupNorm(3, 6), nn.GELU(),
         nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
-        nn.Conv2d(4, 2, 3, padding=(1, 0), padding_mode="reflect"),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(2, TASKS),
-    )
+        nn.Conv2d(4, 2, 3, padding=(1, 0), padding_mode="reflect"), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(2, TASKS),
+    )  # fmt: skip
     return Architecture(net, (torch.randn(SAMPLES, 2, 6, 8),))
 
 
@@ -314,21 +304,9 @@ def build(name: str) -> Architecture:
 _ALL = {
     f.__name__.removeprefix("_"): f
     for f in (
-        _mlp,
-        _in_place,
-        _convolutions,
-        _other_dimensions,
-        _transformer,
-        _transformer_sequence_first,
-        _tied_embedding,
-        _recurrent_cell,
-        _decayed,
-        _products,
-        _unet,
-        _tokens_flattened,
-        _unused,
-        _spelled,
-        _derivative,
+        _mlp, _in_place, _convolutions, _other_dimensions, _transformer,
+        _transformer_sequence_first, _tied_embedding, _recurrent_cell, _decayed, _products,
+        _unet, _tokens_flattened, _unused, _spelled, _derivative,
     )
-}
+}  # fmt: skip
 NAMES = tuple(_ALL)

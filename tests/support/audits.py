@@ -1,15 +1,10 @@
 """Rules whose properties the papers state."""
 
 RULES = {
-    "mean": "mean()",
-    "mgda": "mgda()",
-    "pcgrad": "pcgrad()",
-    "cagrad": "cagrad(0.4)",
-    "cagrad-1": "cagrad(1.0)",
-    "gradnorm": "gradnorm(1.5)",
-    "upgrad": "upgrad()",
+    "mean": "mean()", "mgda": "mgda()", "pcgrad": "pcgrad()", "cagrad": "cagrad(0.4)",
+    "cagrad-1": "cagrad(1.0)", "gradnorm": "gradnorm(1.5)", "upgrad": "upgrad()",
     "dualproj": "dualproj()",
-}
+}  # fmt: skip
 """Those whose textbook is checked, as the table in docs/properties.md names them."""
 
 TEXTBOOK = {

@@ -113,15 +113,11 @@ LINALG = {
 }  # fmt: skip
 
 PRODUCTS = {
-    "matmul": op(torch.matmul, X23, X33),
-    "mv": op(torch.mv, X23, (3,)),
-    "dot": op(torch.dot, (3,), (3,)),
-    "outer": op(torch.outer, (2,), (3,)),
-    "inner": op(torch.inner, X23, X33),
-    "bmm": op(torch.bmm, (2, 2, 3), (2, 3, 2)),
+    "matmul": op(torch.matmul, X23, X33), "mv": op(torch.mv, X23, (3,)),
+    "dot": op(torch.dot, (3,), (3,)), "outer": op(torch.outer, (2,), (3,)),
+    "inner": op(torch.inner, X23, X33), "bmm": op(torch.bmm, (2, 2, 3), (2, 3, 2)),
     "addmm": op(lambda c, a, b: torch.addmm(c, a, b, beta=0.5, alpha=2), (2, 2), X23, (3, 2)),
-    "addmv": op(torch.addmv, (2,), X23, (3,)),
-    "addr": op(torch.addr, X23, (2,), (3,)),
+    "addmv": op(torch.addmv, (2,), X23, (3,)), "addr": op(torch.addr, X23, (2,), (3,)),
     "baddbmm": op(torch.baddbmm, (2, 2, 2), (2, 2, 3), (2, 3, 2)),
     "addbmm": op(torch.addbmm, (2, 2), (2, 2, 3), (2, 3, 2)),
     "einsum": op(lambda a, b: torch.einsum("ij,kj->ik", a, b), X23, X33),
@@ -130,22 +126,19 @@ PRODUCTS = {
     "kron": op(torch.kron, (2, 2), X23),
     "block_diag": op(lambda a, b: torch.block_diag(a, b), X23, (2, 2)),
     "combinations": op(torch.combinations, (3,)),
-}
+}  # fmt: skip
 
+ALONG = (
+    "sum", "mean", "std", "var_mean", "std_mean", "prod", "amax", "amin", "nansum", "nanmean",
+    "logsumexp", "cumsum", "cumprod", "logcumsumexp",
+)  # fmt: skip
 REDUCTIONS = {
     **each("sum", "mean", "std", "var", "prod", "amax", "amin", "max", "min", "median"),
     **{
         f"{name} {axis}": op(lambda x, f=f, axis=axis: f(x, axis), X33)
         for name, f in {
-            "sum": torch.sum,
-            "mean": torch.mean,
+            **{name: getattr(torch, name) for name in ALONG},
             "var": lambda x, i: torch.var(x, i, correction=0),
-            "std": torch.std,
-            "var_mean": torch.var_mean,
-            "std_mean": torch.std_mean,
-            "prod": torch.prod,
-            "amax": torch.amax,
-            "amin": torch.amin,
             "aminmax": lambda x, i: tuple(torch.aminmax(x, dim=i)),
             "max": lambda x, i: torch.max(x, i)[0],
             "min": lambda x, i: x.min(i).values,
@@ -155,12 +148,6 @@ REDUCTIONS = {
             "kthvalue": lambda x, i: torch.kthvalue(x, 2, i)[0],
             "quantile": lambda x, i: torch.quantile(x, 0.3, i),
             "nanquantile": lambda x, i: torch.nanquantile(x, 0.3, i),
-            "nansum": torch.nansum,
-            "nanmean": torch.nanmean,
-            "logsumexp": torch.logsumexp,
-            "cumsum": torch.cumsum,
-            "cumprod": torch.cumprod,
-            "logcumsumexp": torch.logcumsumexp,
             "cummax": lambda x, i: torch.cummax(x, i)[0],
             "cummin": lambda x, i: torch.cummin(x, i)[0],
             "sort": lambda x, i: torch.sort(x, dim=i)[0],
