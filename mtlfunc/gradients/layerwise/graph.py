@@ -105,9 +105,7 @@ class Graph:
     @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
-        return any(
-            issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in self.kinds
-        )
+        return _has_custom(self.kinds)
 
     @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
@@ -173,6 +171,10 @@ def _has(kinds: frozenset[type], trait: Trait) -> bool:
 
 
 @lru_cache(64)
+def _has_custom(kinds: frozenset[type]) -> bool:
+    return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
+
+
 def _is_channels_last(node: Node) -> bool:
     raw = getattr(node, "_raw_saved_input", None)
     if raw is None or hooks.is_hooked(raw):  # which would run
