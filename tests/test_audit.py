@@ -181,11 +181,14 @@ def test_broken_rule_is_named_in_a_whole_table(case):
 @pytest.mark.parametrize(
     ("named", "broken", "sound"),
     [
-        (
-            {"positive homogeneity", "no absolute epsilon"},
-            lambda g: inverse_norms(g, 1e-6),
-            lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt()),
-        ),
+        *[
+            (
+                {"positive homogeneity", "no absolute epsilon"},
+                lambda g, epsilon=epsilon: inverse_norms(g, epsilon),
+                lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt()),
+            )
+            for epsilon in (1e-6, 1e-3)
+        ],
         (
             {"differentiability"},
             lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()),

@@ -155,17 +155,14 @@ def test_weights_are_of_a_part_and_heads_follow_their_own_losses():
 
 
 CARRIED = {
-    "uw": (lambda: mf.uw(0.1), None),
-    "imtl_l": (lambda: mf.imtl_l(0.1), None),
-    "dwa": (lambda: mf.dwa(2), None),
-    "gradnorm": (lambda: mf.gradnorm(1.5), "trunk.*"),
-    "gradvac": (mf.gradvac, "trunk.*"),
-    "pcd": (mf.pcd, "trunk.*"),
+    "uw": (lambda: mf.uw(0.1), None), "imtl_l": (lambda: mf.imtl_l(0.1), None),
+    "dwa": (lambda: mf.dwa(2), None), "gradnorm": (lambda: mf.gradnorm(1.5), "trunk.*"),
+    "gradvac": (mf.gradvac, "trunk.*"), "pcd": (mf.pcd, "trunk.*"),
     "align": (lambda: mf.align(0.1, "mean"), "trunk.*"),
     "momentum": (lambda: mf.momentum(mf.normalize(mf.gradnorm(1.5))), "trunk.*"),
     "moco": (mf.moco, mf.moving_average("trunk.*")),
     "modo": (mf.modo, mf.double_sampling("trunk.*")),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("rule", CARRIED)

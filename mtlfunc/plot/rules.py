@@ -169,17 +169,10 @@ def _quantities(
 
 
 def simplex(
-    gramian: Array,
-    rules: AnyRule | Mapping[str, AnyRule] | None = None,
-    ax: Axes | None = None,
-    *,
-    value: str | Callable[[Tensor], Tensor] = "worst",
-    names: Sequence[str] | None = None,
-    resolution: int = 60,
-    losses: Array | None = None,
-    key: int = 0,
-    **kwargs: Any,
-) -> Axes:
+    gramian: Array, rules: AnyRule | Mapping[str, AnyRule] | None = None, ax: Axes | None = None, *,
+    value: str | Callable[[Tensor], Tensor] = "worst", names: Sequence[str] | None = None,
+    resolution: int = 60, losses: Array | None = None, key: int = 0, **kwargs: Any,
+) -> Axes:  # fmt: skip
     """The weights of three tasks as a triangle, coloured by a function of the direction d = Jᵀw.
 
     The shortest d is a star, each rule's answer a marker. Hatched where d raises a loss. Thin lines
