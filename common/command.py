@@ -31,7 +31,7 @@ def parser(
         rules: names to choose from.
         defaults: how many seeds `--quick` takes, the default, and `--full`.
         data: what the folder of `--data` holds; without it the argument is missing.
-        chosen: the rules that run where none are named; all of them by default.
+        chosen: the rules that run where none are named, without `--data`; all of them by default.
     """
     full = "longer, with more seeds: hours or days"
     full += " (with --data the papers' schedule and network)" if data else ""
@@ -39,9 +39,9 @@ def parser(
     add = found.add_argument
     if data:
         add("--data", type=existing_folder, metavar="FOLDER", help=data)
-    said = f"comma-separated, from {', '.join(rules)} (default: {', '.join(chosen) or 'all'})"
-    usual = list(chosen or rules)
-    add("--rules", type=among(rules), default=usual, metavar="A,B,…", help=said)
+    usual = f"{', '.join(chosen)}; with --data all" if chosen else "all"
+    said = f"comma-separated, from {', '.join(rules)} (default: {usual})"
+    add("--rules", type=among(rules), default=[*(chosen or rules)], metavar="A,B,…", help=said)
     add_workers(found, two())
     return found
 
