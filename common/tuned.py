@@ -84,7 +84,7 @@ class Record:
         if path.exists():
             try:
                 kept = json.loads(path.read_text(encoding="utf-8"))
-                self.made, self.runs, other = kept["made"], kept["runs"], kept.get("of", "")
+                made, runs, other = kept["made"], kept["runs"], kept.get("of", "")
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} holds something else than runs of this study") from error
             if other != design.also:
@@ -92,6 +92,7 @@ class Record:
                     f"{path} is of other decisions ({other or 'none'}; here {design.also}): check "
                     "out their commit, or give another file with --record"
                 )
+            self.made, self.runs = made, runs
 
     def add(self, cell: Cell, numbers: Sequence[float | None], made: str) -> None:
         """Keep a run, its score first, and write the file, with what others have added to it."""

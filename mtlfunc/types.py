@@ -310,7 +310,7 @@ class Certificate(NamedTuple):
     complementarity: Float[Tensor, ""]  # KKT: Σ weight · |its multiplier|
     worst: Tensor  # the task with the lowest rate, as a cosine
     stationary: Bool[Tensor, ""]  # numerically Pareto stationary: kappa is noise
-    # the weights, up to this fraction of Σ|w_s|‖g_s‖ (of a dual cone's given ones, where they are
+    # the weights, up to this fraction of Σ|w_s|‖g_s‖ (of a dual cone's given w, wherever that is
     # larger), meet the optimality conditions of a G' with |G' - G| <= 3 backward ‖g_s‖‖g_t‖; NaN
     # for cagrad
     backward: Float[Tensor, ""]

@@ -27,15 +27,10 @@ def entries(*shape: int, phase: float) -> Tensor:
 
 
 LEAVES = {
-    "v": entries(D, D, phase=0.1),
-    "w": entries(D, D, phase=0.7),
-    "s": entries(3, D, D, phase=1.3),
-    "tall": entries(2 * D, D, phase=2.1),
-    "k": entries(D, D, 3, phase=2.9),
-    "b": entries(D, phase=3.7),
-    "one": entries(1, phase=4.1),
-    "e": entries(5, D, phase=4.9),
-}
+    "v": entries(D, D, phase=0.1), "w": entries(D, D, phase=0.7), "s": entries(3, D, D, phase=1.3),
+    "tall": entries(2 * D, D, phase=2.1), "k": entries(D, D, 3, phase=2.9),
+    "b": entries(D, phase=3.7), "one": entries(1, phase=4.1), "e": entries(5, D, phase=4.9),
+}  # fmt: skip
 X = entries(N, D, phase=5.3)
 INDEX = torch.tensor([1, 4, 1, 0])
 

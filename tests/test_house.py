@@ -52,7 +52,7 @@ ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
     "core": 20_276,  # aim 18,500
-    "gradients": 5_330,  # of these; aim 4,700
+    "gradients": 5_332,  # of these; aim 4,700
     "training": 2_094,  # of these; aim 2,000
     "rooms": 1_439,
     "laboratory": 6_136,

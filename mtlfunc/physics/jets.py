@@ -150,8 +150,8 @@ def _along_line(times: Any, a: Blocks, b: Blocks) -> Blocks:
 def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product) -> Blocks:
     """The blocks of f's output, the value's [n, 1, ...] first."""
     # on while f runs, so that jets see where f turns it off; `detach` would drop tangents, too
-    recorded = torch.is_grad_enabled() or derivative_levels()[1] > 0
-    if not recorded:
+    recorded, forward = torch.is_grad_enabled(), derivative_levels()[1] > 0
+    if not (recorded or forward):
         x, params = x.detach(), {name: leaf.detach() for name, leaf in params.items()}
     jet = Jet((x[:, None], *rest), product)
     traced = torch.compiler.is_compiling()  # such a program may not change a class
@@ -169,7 +169,7 @@ def _push(f: Network, params: Params, x: Tensor, rest: Blocks, product: Product)
             f"f: expected one tensor [n, ...] that depends on x, got {type(out).__name__}; several "
             "are one by torch.cat"
         )
-    return out.blocks if recorded else [block.detach() for block in out.blocks]
+    return out.blocks if recorded else [x.clone() if forward else x.detach() for x in out.blocks]
 
 
 @contextmanager

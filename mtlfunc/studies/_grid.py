@@ -65,7 +65,7 @@ def grid(
             `multiprocessing.get_context("spawn")`, Dask's `client.get_executor()`, those of
             mpi4py, ipyparallel, loky and submitit: what has `submit(f, *arguments)`. Workers take
             this process's default dtype and number of threads, so answers are bitwise its own.
-            Threads of a process take turns: `functional_call` exchanges a module's parameters.
+            Threads of a pool take turns: `functional_call` exchanges a module's parameters.
 
     Returns:
         an `xarray.Dataset` with the axes as its first dimensions, in the order of `axes`. A tensor
@@ -76,8 +76,8 @@ def grid(
         KeyboardInterrupt: on Ctrl-C; its `dataset` is the one so far.
         ValueError: for bad axes, outputs that differ between points, and a folder of another grid.
         TypeError: for axes of the wrong kind and outputs that are not tensors.
-        RuntimeError: under a transform, for an `f` that cannot be vmapped, and for an `executor`
-            of a grid that another's thread calls.
+        RuntimeError: under a transform, for an `f` that cannot be vmapped, and for a pool of
+            threads where the `f` of a grid calls another one.
 
     Examples:
         >>> power = lambda seed, c: {"power": c ** torch.arange(2.0) + seed}
@@ -87,7 +87,7 @@ def grid(
     """
     if inside_transform():
         raise RuntimeError("grid: not under a torch.func transform; nest torch.func.vmap instead")
-    if executor is not None and _TURN._is_owned():  # pyright: ignore
+    if isinstance(executor, futures.ThreadPoolExecutor) and _TURN._is_owned():  # pyright: ignore
         raise RuntimeError("executor: f of another grid calls this one, whose turn never comes")
     check_count(points_at_once, "points_at_once", none=True)
     if not isinstance(axes, Mapping) or not axes or not isinstance(dims, Mapping | None):
@@ -171,6 +171,8 @@ def _sent(chunk: _Chunk) -> bytes | _Chunk:
 
 
 _TURN = RLock()
+if hasattr(os, "register_at_fork"):  # whose child would wait for a thread that it has not
+    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=RLock()))
 
 
 def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes | _Chunk) -> Any:

@@ -137,7 +137,7 @@ def check_weightings(probe: Probe, weightings: Tensor, tasks: Tasks) -> None:
     """Raise unless these can be the tasks of this step."""
     if probe.weightings is None:
         raise ValueError(
-            "weightings: they go with mtlfunc.jacobian without mix=, or with shared=, alone"
+            "weightings: they go with mtlfunc.jacobian without mix=, or shared=, not this probe"
         )
     check_task_count(expect_weightings(weightings), tasks, "the first step")
 
