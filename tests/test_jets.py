@@ -4,6 +4,7 @@ import math
 import operator
 import threading
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -315,10 +316,10 @@ def test_the_whole_call_without_gradients(mode) -> None:
         found = physics.laplacian(net, params, x)
         with pytest.raises(NotImplementedError, match=r"under torch\.no_grad"):
             physics.laplacian(_under(torch.no_grad), params, x)
-        own = dict(net.named_parameters())
-        value, pushed = jvp(lambda x: physics.laplacian(net, own, x).value, (x,), (x,))
-    assert not value.requires_grad
-    _close(pushed, (expected.gradient * x[:, None]).sum(-1))
+        own: Any = dict(net.named_parameters())
+        answer = jvp(lambda x: physics.laplacian(net, own, x).value, (x,), (x,))
+    assert not answer[0].requires_grad
+    _close(answer[1], (expected.gradient * x[:, None]).sum(-1))
     assert not any(one.requires_grad for one in found)
     assert all(map(torch.equal, found, expected))
 
