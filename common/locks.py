@@ -39,6 +39,11 @@ class InUse(Exception):
         )
 
 
+def writer_lock(file: Path) -> FileLock:
+    """Of whoever reads this file and then writes it; others wait for their turn."""
+    return FileLock(file.with_name(f".{file.name}.lock"))
+
+
 @contextmanager
 def hold_lock(lock: Path) -> Iterator[None]:
     """Hold a lock file until the block ends.

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock
 from matplotlib.figure import Figure
 
 from mtlfunc.core.files import write_whole
@@ -25,6 +24,7 @@ from .cells import Cell, sources_of
 from .command import add_workers, alone_in
 from .files import DataError
 from .jobs import Died
+from .locks import writer_lock
 from .machine import processor
 from .pool import perform_all
 from .progress import Progress
@@ -96,7 +96,7 @@ class Record:
 
     def add(self, cell: Cell, numbers: Sequence[float | None], made: str) -> None:
         """Keep a run, its score first, and write the file, with what others have added to it."""
-        with FileLock(self.path.with_name(f".{self.path.name}.lock")):
+        with writer_lock(self.path):
             self._read()
             if made not in self.made:
                 self.made.append(made)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from common.cells import Cell, Store, filled, plain
 from common.files import DataError, Files
+from common.locks import writer_lock
 from common.study import Numbers
 from mtlfunc.core.files import write_whole
 
@@ -56,7 +56,7 @@ class Recorded(Store):
         if str(cell) in self.runs:
             return
         row = {"code": self.key, "torch": torch.__version__, "numbers": plain(numbers)}
-        with FileLock(self.file.with_name(f".{self.file.name}.lock")):  # another set's command
+        with writer_lock(self.file):  # another set's command
             every = _read(self.file)
             self.runs = every.setdefault(self.name, {})
             self.runs.setdefault(str(cell), row)
