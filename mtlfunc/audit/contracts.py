@@ -276,8 +276,8 @@ def check_purity(harness: Harness) -> Finding:
     """
     cases, first, tested, seen, where = [*enumerate(harness.few())], {}, 0, "", None
     for i, case in [*cases, *reversed(cases)]:
-        with quiet(), torch.enable_grad():
-            generator = torch.default_generator.manual_seed(tested + 2**40).get_state()  # ours
+        with quiet(), torch.enable_grad():  # from a state that no rule's own seed leaves
+            generator = torch.default_generator.manual_seed(tested + 2**40).get_state()
             weights = attempt(harness.weigh, *case)
             recorded = torch.is_grad_enabled()
             moved = not torch.equal(generator, torch.get_rng_state())
