@@ -438,7 +438,10 @@ def test_sample_noise_is_that_of_the_sample_gradients(tasks):
     matrix = torch.cat([row.flatten(2) for row in rows.values()], 2)  # [sample, task, parameter]
     _, gramian = mf.sample_gramian(lambda p, b: net.samples(p, b)[:, :tasks], net.params, net.batch)
     got = mf.diagnostics.sample_noise(gramian, tasks)
-    same = torch.linspace(-1.7, 1.3, 7).repeat(5 * tasks, 1) * torch.rand(200, 1, 1)
+    same = (
+        torch.linspace(-1.7, 1.3, 7).repeat(5 * tasks, 1)
+        * torch.linspace(0.1, 1, 200)[:, None, None]
+    )
     assert (vmap(lambda g: mf.diagnostics.sample_noise(g, tasks).noise)(same @ same.mT) >= 0).all()
     for task in range(tasks):
         covariance = torch.cov(matrix[:, task].mT)
