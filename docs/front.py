@@ -29,8 +29,8 @@ def block() -> str:
         lines.append(f"| {tasks} tasks, MiB | {' | '.join(cells)} |")
     small = row_of(steps, "MLP 16-64-64, 3 tasks, batch 64")
     said = f"""The rule is MGDA on the trunk, with 8 images, on one CPU core ({day_in(steps)}).
-        Milliseconds are processor time, MiB all that a step holds besides parameters. The shortest
+        Milliseconds are processor time, MiB what a step holds besides parameters. The shortest
         loop calls `backward()` once per task. Small networks pay more: with 3 tasks an MLP's step
-        takes {float(small["mf.Balancer"]):.1f} steps of the mean loss, its shortest loop
-        {float(small["shortest loop"]):.1f}. [More numbers](docs/benchmarks.md)."""
+        takes {float(small["mf.Balancer"]):.1f} times as long as the mean loss's, the shortest loop
+        {float(small["shortest loop"]):.1f} times. [More numbers](docs/benchmarks.md)."""
     return marked("numbers", "\n".join(lines), paragraph(said))

@@ -120,4 +120,4 @@ def _those(shown: list[str]) -> str:
 
 def _edge(table: str, rule: str) -> str:
     row = re.search(rf"^\| {BASE} +\| {re.escape(rule)} +\|.*$", table, re.MULTILINE)
-    return " (at an end of the learning rates)" if row and "(edge)" in row[0] else ""
+    return " (at the end of its learning rates)" if row and "(edge)" in row[0] else ""

@@ -68,7 +68,7 @@ def sentence() -> str:
     better = sum(each < 0.05 and np.mean(x) < 0 for each, x in zip(p, less, strict=True))
     best = min(means, key=means.__getitem__)
     return f"""On [eleven properties of real molecules](docs/molecules.md), {better} of {len(less)}
-        methods are better than the mean loss, {NAMED[best]} by most. Its errors are
+        methods are better than the mean loss. {NAMED[best]} is best: its errors are
         {means[best]:.0f} % above those of networks that learn one property each, the mean loss's
         {means["mean"]:.0f} %."""
 

@@ -363,13 +363,13 @@ def summary(page: str) -> str:
     better = against.removeprefix("better ")
     who, are = ("none", "is") if better == "none" else (better, "are")
     lines = [
-        f"""Of {count["judged"]} claims of papers that we tested as stated, {count["holds"]} hold,
-        {count["does not hold"]} do not, and [the others](docs/claims.md) need a condition or stay
-        open.""",
+        f"""Of {count["judged"]} claims about PCGrad, MGDA, CAGrad, GradNorm and others,
+        {count["holds"]} hold as stated, {count["does not hold"]} do not, and [the
+        others](docs/claims.md) need a condition or stay open.""",
         *images.sentences(judged_images.kept(), page),
         molecules.sentence(),
         f"""On {problems} small problems {who} of {rivals} methods, each at its best learning rate,
-        {are} significantly better.""",
+        {are} significantly better than the mean.""",
     ]
     return marked("summary", bullets(lines))
 
