@@ -44,6 +44,9 @@ def pooled(values: np.ndarray) -> Pooled:
     """
     import statsmodels.api as sm  # a second
 
+    if np.ptp(values) == 0:  # which has no model
+        same = estimate([*map(float, values.mean(0))])
+        return Pooled(same, float(same.mean == 0), same)
     sets, seeds = values.shape
     contrasts = np.vstack([np.eye(sets - 1), -np.ones(sets - 1)])  # they sum to 0 over the sets
     design = np.hstack([np.ones((values.size, 1)), np.repeat(contrasts, seeds, 0)])
@@ -111,36 +114,85 @@ def power_table(differences: Mapping[str, np.ndarray], rivals: int, counts: tupl
     return markdown(columns + [f"seen with {count} seeds" for count in counts], lines)
 
 
-def rivals_table(
-    levels: Mapping[str, np.ndarray], rivals: Sequence[str], sets: Sequence[str]
-) -> str:
-    """Each rival less the mean loss, the sets together and each alone.
+class Judged(NamedTuple):
+    """A rival less the mean loss."""
+
+    found: Pooled
+    p: float  # Holm's
+    verdict: str
+
+
+def against_mean(levels: Mapping[str, np.ndarray], rivals: Sequence[str]) -> dict[str, Judged]:
+    """Each rival less the mean loss in the mean over the sets.
 
     Args:
         levels: accuracies `[set, seed]` by method, in points.
         rivals: the family.
-        sets: their names.
     """
+    found = [pooled(levels[name] - levels["mean"]) for name in rivals]
+    adjusted = holm([each.p for each in found])
+    verdicts = [said(each.mixed.mean, p) for each, p in zip(found, adjusted, strict=True)]
+    for k, each in enumerate(found):
+        if verdicts[k] != "not shown":
+            verdicts[k] += ", not confirmed" * each.drawn.open
+    return dict(zip(rivals, map(Judged, found, adjusted, verdicts), strict=True))
+
+
+def rivals_table(
+    levels: Mapping[str, np.ndarray], rivals: Sequence[str], sets: Sequence[str]
+) -> str:
+    """`against_mean`, and each set alone, whose names are `sets`."""
     less = {name: levels[name] - levels["mean"] for name in rivals}
-    found = {name: pooled(values) for name, values in less.items()}
-    together = holm([each.p for each in found.values()])
     alone: Any = [ttest_1samp(x, 0.0, axis=1) for x in less.values()]
     single = [holm(p) for p in zip(*(each.pvalue for each in alone), strict=True)]
     lines = []
-    for k, (name, each) in enumerate(found.items()):
-        verdict = said(each.mixed.mean, together[k])
-        if verdict != "not shown":
-            verdict += ", not confirmed" * each.drawn.open
+    for k, (name, each) in enumerate(against_mean(levels, rivals).items()):
         own = [(less[name][i].mean(), p[k]) for i, p in enumerate(single)]
-        lines.append([name, bracket(each.mixed), f"{together[k]:.2g}", bracket(each.drawn)])
+        lines.append([name, bracket(each.found.mixed), f"{each.p:.2g}", bracket(each.found.drawn)])
         shown = [f"{mean:+.2f}, p {p:.2g}, {said(mean, p)}" for mean, p in own]
-        lines[-1] += [f"**{verdict}**", *shown]
+        lines[-1] += [f"**{each.verdict}**", *shown]
     columns = ["less the mean loss, points", "mixed model", "Holm's p", "bootstrap", "verdict"]
-    return markdown([*columns, *sets], lines)
+    legend = (
+        f"Intervals are of 95 %, one at a time. p and the verdicts are Holm's over {len(rivals)} "
+        "methods, in each set as well. What is not shown may be as large as the interval says."
+    )
+    return f"{legend}\n\n{markdown([*columns, *sets], lines)}"
 
 
-def arms_table(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str]) -> str:
-    """Each arm less the mean loss and Nash-MTL less each: whether the arm keeps Nash-MTL's gain."""
+def levels_table(
+    rates: Mapping[str, Sequence[str]],
+    levels: Mapping[str, np.ndarray],
+    deltas: Mapping[str, np.ndarray],
+    sets: Sequence[str],
+) -> str:
+    """By method its rates, accuracies on the sets in per cent, how many runs broke down, Δm."""
+    lines = []
+    for name, values in levels.items():
+        own = [pm(estimate([*x])) for x in values] + [f"{(values < 20).sum()}"]
+        lines.append([name, *rates[name], *own])
+        lines[-1] += [pm(estimate([*deltas[name]]), 1)] if deltas else []
+    columns = ["method", *(f"rate, {x}" for x in sets), *(f"{x}, %" for x in sets)]
+    return markdown([*columns, "runs below 20 %"] + ["Δm, %"] * bool(deltas), lines)
+
+
+def panels(
+    levels: Mapping[str, np.ndarray], names: Sequence[str], sets: Sequence[str]
+) -> dict[str, dict[str, Estimate]]:
+    """Differences to the mean loss, all sets together and each alone, the lowest first."""
+    less = {name: levels[name] - levels["mean"] for name in names}
+    names = sorted(less, key=lambda name: less[name].mean())
+    found = {"all sets, points": {name: pooled(less[name]).mixed for name in names}}
+    for i, which in enumerate(sets):
+        found[f"{which}, points"] = {name: estimate([*less[name][i]]) for name in names}
+    return found
+
+
+def arms_table(
+    levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str], *, gains: bool
+) -> str:
+    """Each arm less the mean loss and Nash-MTL less each: whether the arm keeps Nash-MTL's gain, if
+    Nash-MTL `gains` anything.
+    """
     found = [pooled(levels[name] - levels["mean"]) for name in arms]
     found += [pooled(levels[nash] - levels[name]) for name in arms]
     p = holm([each.p for each in found])
@@ -148,15 +200,16 @@ def arms_table(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str])
     for k, name in enumerate(arms):
         gain, rest = (said(found[i].mixed.mean, p[i]) for i in (k, k + len(arms)))
         verdict = "loses" if rest == "above" else "keeps" if gain == "above" else "open"
-        lines.append([name, f"**{verdict}**"])
+        lines.append([name, f"**{verdict if gains else 'no gain shown'}**"])
         for i in (k, k + len(arms)):
             lines[-1] += [bracket(found[i].mixed), f"{p[i]:.2g}", bracket(found[i].drawn)]
     columns = ["arm", "Nash-MTL's gain", "arm − mean loss", "Holm's p", "bootstrap"]
     table = markdown([*columns, "Nash-MTL − arm", "Holm's p", "bootstrap"], lines)
     legend = (
-        f"Differences of accuracy in points, in the mean over all settings, with 95 % intervals. "
-        f"Nash-MTL is `{nash}`. An arm keeps its gain where the arm is shown to be above the mean "
-        "loss and Nash-MTL is not shown to be above the arm. It loses it where Nash-MTL is."
+        "Differences of accuracy in points, in the mean over all settings, with 95 % intervals, "
+        f"one at a time. p is Holm's over all differences. Nash-MTL is `{nash}`. An arm keeps its "
+        "gain where the arm is shown to be above the mean loss and Nash-MTL is not shown to be "
+        "above the arm. It loses the gain, or a part of it, where Nash-MTL is."
     )
     return f"{legend}\n\n{table}"
 

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,6 +138,18 @@ class Record:
     def edge(self, problem: str, method: str) -> bool:
         """Whether the best rate is an end of all that may be tried."""
         return self.chosen(problem, method) in map(self.grid.rate, self.grid.ends)
+
+    def said(self, problem: str, method: str) -> str:
+        """The best rate for a table."""
+        given = isinstance(self.design.borrowed.get(method), float)
+        edge = " (edge)" * (not given and self.edge(problem, method))
+        return f"{self.chosen(problem, method):g}{edge}"
+
+    def machines(self) -> str:
+        """How many runs were made, and on what."""
+        on = Counter(self.made[row[0]].rpartition(", code")[0] for row in self.runs.values())
+        each = "; ".join(f"{count} on {machine}" for machine, count in on.most_common())
+        return f"{len(self.runs)} runs: {each}."
 
     def chosen(self, problem: str, method: str) -> float:
         """The best rate. Raises DataError where nothing is tried yet."""

@@ -39,7 +39,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from docs import front, full, images, molecules, physics, versions
+from docs import front, full, images, molecules, physics, power, versions
 from docs.blocks import bullets, day, marked, paragraph, replaced
 from docs.gradnorm import gradnorm_part
 from docs.verdicts import (
@@ -366,7 +366,7 @@ def summary(page: str) -> str:
         f"""Of {count["judged"]} claims about PCGrad, MGDA, CAGrad, GradNorm and others,
         {count["holds"]} hold as stated, {count["does not hold"]} do not, and [the
         others](docs/claims.md) need a condition or stay open.""",
-        *images.sentences(judged_images.kept(), page),
+        *(power.sentences() or images.sentences(judged_images.kept(), page)),
         molecules.sentence(),
         f"""On {problems} small problems {who} of {rivals} methods, each at its best learning rate,
         {are} significantly better than the mean.""",
@@ -424,7 +424,8 @@ def _parser() -> argparse.ArgumentParser:
         "one table alone; the claims, from a run (claims), from one of single questions "
         "(questions), after a run with other arithmetic "
         "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks; physics; molecules; the claims after a run on real images. "
+        "search for auxiliary tasks; physics; molecules; the second study of images (power); the "
+        "claims after a run on real images. "
         "Without it: "
         "everything"
     )
@@ -437,6 +438,7 @@ def _parser() -> argparse.ArgumentParser:
         "search",
         "physics",
         "molecules",
+        "power",
         "images",
     ]
     choices += BLOCKS
@@ -472,8 +474,8 @@ def main() -> None:
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
-    if part in ("physics", "molecules"):
-        {"physics": physics, "molecules": molecules}[part].write()
+    if part in ("physics", "molecules", "power"):
+        {"physics": physics, "molecules": molecules, "power": power}[part].write()
         return write_front()
     if part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")

@@ -105,14 +105,9 @@ def _robots(what: str, benchmark: str, reward: str) -> str:
 
 
 def _together(
-    module: ModuleType,
-    settings: Any,
-    compared: Sequence[str],
-    rates: tuple[float, ...],
-    tuning: int,
-    seeds: tuple[int, ...],
-    shown: report.Shown,
-) -> Part:
+    module: ModuleType, settings: Any, compared: Sequence[str], rates: tuple[float, ...],
+    tuning: int, seeds: tuple[int, ...], shown: report.Shown,
+) -> Part:  # fmt: skip
     name = module.__name__.rpartition(".")[2]
     plan = _plan(name, compared, rates, tuning, seeds)
     perform = functools.partial(module.perform, settings)

@@ -124,17 +124,9 @@ class Run(NamedTuple):
 
 
 def train(
-    params: Params,
-    seed: Tensor,
-    lr: Tensor,
-    setting: Float[Tensor, " setting"],
-    source: Digits,
-    *,
-    problem: str,
-    method: Method,
-    steps: int,
-    tick: Callable[[int], None],
-) -> Run:
+    params: Params, seed: Tensor, lr: Tensor, setting: Float[Tensor, " setting"], source: Digits, *,
+    problem: str, method: Method, steps: int, tick: Callable[[int], None],
+) -> Run:  # fmt: skip
     """One run: a pure function of parameters, seed, rate and setting; any may be batched."""
     data, matrix = task(problem, source, seed), rows(method.tasks)
     if method.aimed:
@@ -170,14 +162,9 @@ def train(
 
 
 def runs(
-    problem: str,
-    method: Method,
-    seeds: Sequence[int],
-    settings: Sequence[tuple[float, Setting]],
-    source: Digits,
-    steps: int,
-    tick: Callable[[int], None],
-) -> Run:
+    problem: str, method: Method, seeds: Sequence[int], settings: Sequence[tuple[float, Setting]],
+    source: Digits, steps: int, tick: Callable[[int], None],
+) -> Run:  # fmt: skip
     """Every seed with every (rate, setting), in one program: leaves [seed, setting, …]."""
     with torch.random.fork_rng(devices=[]):
         nets = []
@@ -226,14 +213,9 @@ def choose(problem: str, name: str, method: Method, source: Digits, steps: int) 
 
 
 def study(
-    problem: str,
-    name: str,
-    method: Method,
-    choice: Choice,
-    source: Digits,
-    seeds: Sequence[int],
+    problem: str, name: str, method: Method, choice: Choice, source: Digits, seeds: Sequence[int],
     steps: int,
-) -> Outcome:
+) -> Outcome:  # fmt: skip
     """All seeds at the rate and the setting that were chosen."""
     chosen = [(choice.rate, choice.setting)]
     with Progress(steps, f"{problem}, {name}", "steps") as progress:

@@ -4,23 +4,26 @@ power.md says what was decided before any run.
 """
 
 import functools
+import itertools
 import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from common import tuned
 from common.cells import Cell, slug
 from common.files import DataError, Files, Source
-from common.intervals import estimate, pm
-from common.pooled import arms_table, power_table, rivals_table
+from common.pooled import against_mean, arms_table, levels_table, panels, power_table, rivals_table
 from common.study import Numbers
-from common.tables import markdown
+from common.tables import side_by_side
 from mtlfunc.core.files import write_whole
 
 from . import mnist
@@ -51,19 +54,26 @@ def differences(path: Path) -> dict[str, np.ndarray]:
     return {name: 100 * (level[name] - level["mean"]) for name in EARLIER}
 
 
-def levels_of(
+def accuracies(
     record: tuned.Record, methods: Sequence[str]
 ) -> tuple[list[int], dict[str, np.ndarray]]:
-    """The seeds on which all these methods ran, and accuracies `[set, seed]` in points: the mean
-    over both tasks, 10 for a run that stopped being finite. Raises DataError for fewer than two
-    seeds.
+    """The seeds on which all these methods ran, and accuracies `[task, set, seed]` in per cent: 10
+    for a run that stopped being finite, NaN for a task that is not learnt. Raises DataError for
+    fewer than two seeds.
     """
+
+    def of(name: str, row: Sequence[Any]) -> list[float]:
+        learnt = [ALONE[task] == name or name not in SINGLE for task in TASKS]
+        broken = None in itertools.compress(row[2:4], learnt)
+        pairs = zip(learnt, row[2:4], strict=True)
+        return [(10.0 if broken else 100 * x) if own else math.nan for own, x in pairs]
+
     found = record.whole(methods)
     every = [
-        [[10.0 if None in row[2:4] else 50 * (row[2] + row[3]) for row in of] for of in rows]
-        for rows in found.values()
+        [[of(name, row) for row in rows] for name, rows in zip(methods, by_method, strict=True)]
+        for by_method in found.values()
     ]
-    return list(found), dict(zip(methods, np.array(every).transpose(1, 2, 0), strict=True))
+    return list(found), dict(zip(methods, np.array(every).transpose(1, 3, 2, 0), strict=True))
 
 
 def kept(cell: Cell, numbers: Numbers) -> list[float | None]:
@@ -74,30 +84,43 @@ def kept(cell: Cell, numbers: Numbers) -> list[float | None]:
     return [numbers["score"], *own, *numbers.get("sums", ())]
 
 
-def shown(record: tuned.Record) -> str:
-    """What the record says so far: of the arms, and of all rivals as soon as they have run. Raises
-    DataError for fewer than two whole seeds.
-    """
-    seeds, levels = levels_of(record, FIRST)
-    parts = [_state(seeds, "arms"), arms_table(levels, NASH, ARMS)]
+class Found(NamedTuple):
+    """Of the seeds on which all methods ran; before that, on which the first ones did."""
+
+    seeds: list[int]
+    levels: dict[str, np.ndarray]  # accuracies `[set, seed]` in per cent, mean over both tasks
+    deltas: dict[str, np.ndarray]  # Δm `[seed]` in per cent; none without the networks alone
+    waits: str  # why the other methods are not there
+
+
+def found(record: tuned.Record) -> Found:
+    """What the record has. Raises DataError for fewer than two whole seeds."""
+    waits, deltas = "", dict[str, np.ndarray]()
     try:
-        seeds, levels = levels_of(record, JOINT)
-        parts += [_state(seeds, "rivals"), rivals_table(levels, RIVALS, SETS)]
+        seeds, each = accuracies(record, JOINT)
     except DataError as error:
-        parts.append(f"The other methods are not compared yet. {error}.")
-    rates = []
-    for name in (name for name in levels if name not in BORROWED):
-        edges = [" (edge)" * record.edge(which, name) for which in SETS]
-        own = [f"{record.chosen(which, name):g}" for which in SETS]
-        rates.append([name, *map("".join, zip(own, edges, strict=True))])
-        rates[-1] += [pm(estimate(values)) for values in levels[name]]
-    columns = ["method", *(f"rate, {x}" for x in SETS), *(f"{x}, %" for x in SETS)]
-    return "\n\n".join([*parts, markdown(columns, rates)])
+        waits, (seeds, each) = str(error), accuracies(record, FIRST)
+    with suppress(DataError):
+        own, every = accuracies(record, (*each, *SINGLE))
+        alone = np.stack([every[name][task] for task, name in enumerate(SINGLE)])
+        if own == seeds:
+            deltas = {name: 100 * (1 - x / alone).mean((0, 1)) for name, x in each.items()}
+    return Found(seeds, {name: x.mean(0) for name, x in each.items()}, deltas, waits)
 
 
-def _state(seeds: Sequence[int], what: str) -> str:
-    state = "" if len(seeds) == len(SEEDS) else ", so that the verdicts are provisional"
-    return f"{len(seeds)} of {len(SEEDS)} seeds of the {what}{state}."
+def shown(record: tuned.Record) -> tuple[str, Figure]:
+    """What the record says so far. Raises DataError for fewer than two whole seeds."""
+    seeds, levels, deltas, waits = found(record)
+    state = ", so that the verdicts are provisional" * (len(seeds) < len(SEEDS))
+    gains = bool(waits) or against_mean(levels, RIVALS)[NASH].verdict.startswith("above")
+    waits = f"The other methods are not compared yet. {waits}."
+    rivals = rivals_table(levels, RIVALS, SETS) if "uw" in levels else waits
+    rates = {name: [record.said(which, name) for which in SETS] for name in levels}
+    parts = [f"{len(seeds)} of {len(SEEDS)} seeds{state}.", rivals]
+    parts.append(arms_table(levels, NASH, ARMS, gains=gains))
+    parts += [levels_table(rates, levels, deltas, SETS), record.machines()]
+    drawn = panels(levels, [x for x in levels if x not in ("mean", *BORROWED)], SETS)
+    return "\n\n".join(parts), side_by_side(drawn, dict.fromkeys(ARMS, "C7"))
 
 
 def perform(data: Source, sums: Path, device: str, cells: Sequence[Cell]) -> list[Numbers]:
@@ -167,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the study or a part of it; the exit status."""
     name, names = "python -m experiments.multimnist.power", ("held-out pairs", *TASKS)
     of = (HERE, HERE / "power.md", RECORD, DESIGN, performer, kept, power)
-    return tuned.command(tuned.Study(name, *of, lambda x: (shown(x), None), names), argv)
+    return tuned.command(tuned.Study(name, *of, shown, names), argv)
 
 
 if __name__ == "__main__":

@@ -41,14 +41,9 @@ def seconds_now(device: torch.device) -> float:
 
 
 def trained(
-    problem: Problem,
-    method: str,
-    setting: float,
-    seed: int,
-    seconds: float,
-    device: torch.device,
+    problem: Problem, method: str, setting: float, seed: int, seconds: float, device: torch.device,
     look: Callable[[Params], float],
-) -> tuple[list[float], Params, int]:
+) -> tuple[list[float], Params, int]:  # fmt: skip
     """What `look` saw of the parameters at every mark, the last of these, and the steps taken. Only
     steps that ended before a mark count for it. What every process pays once, such as the
     compilation of kernels, is paid by a first step of another run.

@@ -36,7 +36,7 @@ def test_rules_that_differ_from_the_mean_loss_are_named(shift):
     wider = {"hard sharing": base, "twice as wide": base, "twice as long": long}
     kept = {"mnist": found | {"accuracies": wider}, "mixed": found}
     first, elsewhere = images.sentences(kept, page)
-    edge, mixed = " (at an end of the learning rates)", "MNIST with Fashion-MNIST"
+    edge, mixed = " (at the end of its learning rates)", "MNIST with Fashion-MNIST"
     shown = (
         f"up is better on MultiMNIST{edge}, down is worse on MultiMNIST, up is better on {mixed}"
     )

@@ -8,8 +8,10 @@ import pytest
 import torch
 from scipy.stats import nct, t, ttest_1samp
 
+import mtlfunc as mf
 from common import pooled, tuned
 from common.cells import Cell
+from docs import power as page
 from experiments.multimnist import power
 from experiments.multimnist.train import Settings, rate_at
 
@@ -17,9 +19,10 @@ RAISES = {power.NASH: 1.0, power.MGDA: -1.0, power.LENGTHS: 1.0}
 PEAKS = {power.NASH: -1, "uw": 6, power.MGDA: 12}
 
 
-def test_a_made_up_study(tmp_path):
+def test_a_made_up_study(tmp_path, monkeypatch):
     """It tries rates up to the best one, and finds the effects that there are and no others."""
     draw, record = np.random.default_rng(3), tuned.Record(tmp_path / "power.json", power.DESIGN)
+    record.made.append("here")
     of_seed = {seed: draw.normal() for seed in power.SEEDS}
     for _, jobs in tuned.to_do(record):
         for job in jobs:
@@ -33,7 +36,9 @@ def test_a_made_up_study(tmp_path):
     assert [*record.tried("mnist", "uw")] == [2, 3, 4, 5, 6, 7]
     assert sum("seed 101" in run for run in record.runs) == 3 * len(power.STAGES[-1][0])
     assert not any("seed 201" in run and power.LENGTHS in run for run in record.runs)
-    rows = [line for line in reversed(power.shown(record).split("\n")) if "|" in line]
+    text, figure = power.shown(record)
+    assert len(figure.axes) == 4
+    rows = [line for line in reversed(text.split("\n")) if "|" in line]
     said = {row.split("|")[1].strip(): row for row in rows}
     for name in power.RIVALS:
         verdict = {1.0: "above", 0.0: "not shown", -1.0: "below"}[RAISES.get(name, 0.0)]
@@ -41,6 +46,27 @@ def test_a_made_up_study(tmp_path):
     rows = [row for row in rows if "keeps" in row or "loses" in row or "open" in row]
     found = {row.split("|")[1].strip(): row.split("**")[1] for row in rows}
     assert found == dict(zip(power.ARMS, ("loses", "loses", "keeps", "loses"), strict=True))
+    cell = Cell("mnist", "mean", "", record.chosen("mnist", "mean"), 101)
+    record.add(cell, record.runs[str(cell)][1:], "here")
+    monkeypatch.setattr(power, "RECORD", record.path)
+    first, second = page.sentences()
+    assert "2 of 6 methods differ from the mean loss: Nash-MTL is +1." in first
+    assert "MGDA is -" in first
+    assert "scaled to sum 1 are" in second
+    seeds, levels, deltas, _ = power.found(record)
+    assert seeds == [*power.SEEDS]
+    at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
+    joint, *alone = [record.runs[str(Cell(*cell))] for cell in at]
+    own = {"left": alone[0][2], "right": alone[1][3]}
+    both = {"left": joint[2], "right": joint[3]}
+    there = mf.diagnostics.delta_m(both, own, dict.fromkeys(own, True))
+    record.runs[str(Cell(*at[0]))] = [0, 0.9, *own.values()]  # which is as good as they are
+    assert power.found(record).deltas["uw"][3] - deltas["uw"][3] == pytest.approx(-there / 3)
+    assert levels["uw"][2, 3] == pytest.approx(50 * (joint[2] + joint[3]))
+    rate = record.chosen("mnist", power.NASH)
+    record.runs[str(Cell("mnist", power.NASH, "", rate, 101))] = [0, *[None] * 3]
+    assert power.found(record).levels[power.NASH][0, 0] == 10  # it broke down
+    assert power.shown(record)[0].count("**no gain shown**") == len(power.ARMS)
     job = Cell("mnist", "left alone", "", 0.1, 101)
     record.add(job, power.kept(job, {"score": math.nan, "test": {"left": 0.5}}), "here")
     assert tuned.Record(record.path, power.DESIGN).runs == record.runs
