@@ -43,7 +43,8 @@ FIRST, SINGLE = ("mean", NASH, *ARMS), tuple(ALONE.values())
 JOINT = (*FIRST, *RIVALS[1:])
 STAGES = ((FIRST, 8), (JOINT, 8), (SINGLE, 8), ((*JOINT, *SINGLE), len(SEEDS)))
 BORROWED = {LENGTHS: NASH, COSINE: NASH}
-DESIGN = tuned.Design(GRID, STAGES, SEEDS, SETS, BORROWED)
+ALSO = "pairs of images, 10 epochs, batches of 256, CAGrad's c .5"
+DESIGN = tuned.Design(GRID, STAGES, SEEDS, SETS, BORROWED, ALSO)
 
 
 def differences(path: Path) -> dict[str, np.ndarray]:
