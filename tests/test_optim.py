@@ -5,37 +5,13 @@ import gc
 import pytest
 import torch
 from torch import nn
-from torch.func import grad
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
+from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, vector
 
 SHARED = "trunk.*"
-
-
-@pytest.mark.parametrize(
-    ("ours", "theirs"),
-    [
-        (mf.sgd(0.1), lambda p: torch.optim.SGD(p, 0.1)),
-        (mf.sgd(0.1, momentum=0.9), lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)),
-        (mf.adam(0.01), lambda p: torch.optim.Adam(p, 0.01)),
-        (mf.adam(0.01, (0.8, 0.9), 1e-3), lambda p: torch.optim.Adam(p, 0.01, (0.8, 0.9), 1e-3)),
-    ],
-    ids=["sgd", "momentum", "adam", "adam with betas"],
-)
-def test_optimizers_equal_torch_optim(ours, theirs):
-    params = {name: leaf.clone() for name, leaf in PARAMS.items()}
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
-    optimizer, state = theirs(list(leaves.values())), ours.init(params)
-    for _ in range(5):
-        grads = grad(lambda p: vector(p, BATCH).mean())(params)
-        params, state = ours.update(grads, state, params)
-        optimizer.zero_grad()
-        vector(leaves, BATCH).mean().backward()
-        optimizer.step()
-    for name in params:
-        torch.testing.assert_close(params[name], leaves[name].detach(), rtol=1e-10, atol=1e-13)
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1e10])
@@ -79,8 +55,7 @@ def test_stock_loop_equals_descend_and_keeps_no_graph():
         if count < 20:
             ours, _ = step.update(ours, BATCH)
         if count == 19:
-            for name, leaf in module.named_parameters():
-                torch.testing.assert_close(leaf.detach(), ours.params[name], rtol=1e-9, atol=1e-12)
+            same(mf.parameters(module), ours.params, 1e-9, 1e-12)
         if count % 20 == 19:
             sizes.append(live())
     assert len(set(sizes)) == 1
