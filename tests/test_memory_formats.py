@@ -31,11 +31,9 @@ for name, (layer, ndim) in LAYERS.items():
     base = torch.randn(3, 4, 5, 5, 5, dtype=F64)[(...,) + (0,) * (5 - ndim)]
     moved = base.transpose(-1, -2).contiguous().transpose(-1, -2)
     for x in (base.contiguous(), base.to(memory_format=FORMATS[ndim]), moved):
-        for leaf in layer._parameters:
-            if layer._parameters[leaf] is None:
-                continue
+        for leaf, value in mf.parameters(layer).items():
             before = torch.ones((), dtype=F64, requires_grad=True)  # not among the parameters
-            params = {leaf: layer._parameters[leaf].detach().clone()}
+            params = {leaf: value.clone()}
 
             def each(p, x):
                 return functional_call(layer, p, (x * before,)).sin().flatten(1)[:, :2]

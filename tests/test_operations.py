@@ -103,9 +103,7 @@ def first_derivatives(names: tuple[str, ...], turn: int | None, tasks: int = 3) 
         return {name: row[1] for name, row in found.items()}
 
     def samples_inside() -> Tensor:
-        def each(params: Params, us: Tensor) -> Tensor:
-            return vmap(lambda u: losses(params, (s, u)))(us)
-
+        each = lambda params, us: vmap(lambda u: losses(params, (s, u)))(us)  # noqa: E731
         return mf.sample_gramian(each, params, U)[1]
 
     def networks_inside() -> Params:
@@ -124,11 +122,8 @@ def first_derivatives(names: tuple[str, ...], turn: int | None, tasks: int = 3) 
     check("vmap, scalars", lambda: vmap(scalars)(every), rows)
     check("vmap, samples", lambda: of_samples(params), samples)
     check("vmap, samples of 2 networks", of_two_networks, samples)
-    check(
-        "inside, samples",
-        samples_inside,
-        gramian({name: row.flatten(0, 1) for name, row in samples.items()}),
-    )
+    pairs = {name: row.flatten(0, 1) for name, row in samples.items()}
+    check("inside, samples", samples_inside, gramian(pairs))
     check("inside, networks", networks_inside, rows)
     return check.mistakes
 
@@ -334,12 +329,14 @@ def test_a_factor_has_no_gradient_in_its_unused_triangle(call, shape, upper):
         torch.stack([losses({"L": leaf + h * e}, ()) for e in unit]) for h in (1e-5, -1e-5)
     )
     expected = ((ahead - behind) / 2e-5).mT.reshape(3, *shape)
-    rows = mf.task_gradients(losses, {"L": leaf}, ())[1]["L"]
-    torch.testing.assert_close(rows, expected, rtol=1e-7, atol=1e-8)
-    several = vmap(lambda L: mf.task_gradients(losses, {"L": L}, ())[1]["L"])(
-        torch.stack([leaf, leaf])
-    )
-    torch.testing.assert_close(several, torch.stack([rows, rows]), rtol=1e-12, atol=1e-13)
+
+    def rows_of(L: Tensor) -> Tensor:
+        return mf.task_gradients(losses, {"L": L}, ())[1]["L"]
+
+    torch.testing.assert_close(rows_of(leaf), expected, rtol=1e-7, atol=1e-8)
+    several = vmap(rows_of)(torch.stack([leaf, leaf]))
+    expected = torch.stack([rows_of(leaf)] * 2)
+    torch.testing.assert_close(several, expected, rtol=1e-12, atol=1e-13)
 
 
 def test_what_is_refused_says_what_to_use_instead():
