@@ -1,6 +1,4 @@
-"""Norms and convolutions in every memory format, where the weight or the bias alone is asked for:
-in a process of its own, since a kernel of torch ends it.
-"""
+"""Norms and convolutions in every memory format, in a process that a kernel of torch may end."""
 
 import pytest
 

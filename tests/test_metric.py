@@ -288,9 +288,7 @@ def test_a_step_of_the_sum_is_one_of_the_mean_at_a_longer_rate():
 
 
 def test_gradients_that_wait_are_counted():
-    """Two micro-batches: the rates of the second are those of the step with both, whatever is asked
-    for them.
-    """
+    """Two micro-batches: the second's rates, by every call, are those of the step with both."""
     net = TrunkAndHeads(0)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
     balancer = mf.Balancer(net, mf.safe(mf.mean()), metric=optimizer)

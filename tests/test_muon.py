@@ -131,9 +131,7 @@ SIZES = [(1.0, 1.0, 1.0), (1.0, 10.0, 100.0), (1.0, 1e-2, 1e-4), (1.0, 1e3)]
 
 @pytest.mark.parametrize("sizes", SIZES)
 def test_what_is_promised_of_a_real_step_is_what_it_does(sizes):
-    """Losses of different size with a row of the output matrix each: Σ w g is nearly singular, and
-    five Newton-Schulz steps are not its polar factor.
-    """
+    """Σ w g is nearly singular: five Newton-Schulz steps are not its polar factor."""
     count, kept = len(sizes), 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -196,9 +194,7 @@ def test_momentum_of_other_parameters_and_decay(exact):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_that_of_the_numbers_alone(dtype):
-    """As with the same rows in float64; what is float32 perturbs a polar factor by its share of the
-    smallest singular value.
-    """
+    """As in float64; float32 perturbs a polar factor by its share of the least singular value."""
     net = network().to(dtype)
     optimizer = make(net, lr=0.1, weight_decay=0.3)
     for x in net.parameters():

@@ -1,6 +1,4 @@
-"""`muon.nuclear`: the common steepest descent in the operator norm, against cvxpy and by its own
-certificate.
-"""
+"""`muon.nuclear`, steepest descent in the operator norm: against cvxpy and its certificate."""
 
 import warnings
 from functools import partial

@@ -1,6 +1,4 @@
-"""What the pictures show is what was computed: the data in their artists, against formulas and
-independent arithmetic.
-"""
+"""The data in the artists of pictures, against formulas and independent arithmetic."""
 
 import io
 from typing import Any, cast

@@ -45,9 +45,7 @@ def meshed(panel: Axes) -> np.ndarray:
 def cells(
     angles: int = 90, ratios: int = 81, limits: tuple[float, float] = (0.01, 100.0)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Angles in radians and ratios `[ratio, angle]` of the portrait's cells, counted from the other
-    end.
-    """
+    """Angles and ratios `[ratio, angle]` of a portrait's cells, counted from the other end."""
     phi = np.pi * (np.arange(angles) + 0.5) / angles
     share = (np.arange(ratios) + 0.5) / ratios
     ratio = limits[0] ** (1 - share) * limits[1] ** share

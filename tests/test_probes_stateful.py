@@ -239,9 +239,7 @@ def test_first_excess_that_is_zero_is_not_divided_by():
 
 @pytest.mark.parametrize("rule", [mf.modo, mf.moco, mf.sdmgrad])
 def test_weights_stay_on_the_simplex_at_any_length(rule):
-    """Lengths of 1e30 after one of 1: the 1 of the simplex is not lost beside them. A task that is
-    absent at first keeps its weight in the state.
-    """
+    """Beside lengths of 1e30 the simplex's 1 is not lost; absent tasks keep their weights."""
     made, seen = rule(), geometry(gramian("gaussian", 3))
     state = made.init(torch.ones(3, dtype=F64), mf.random.key(0))
     state = made.update(seen._replace(present=torch.arange(3) != 1), state)[1]

@@ -23,9 +23,7 @@ INNER = {
 
 
 def drive(rule, present=None, steps=6, count=4, seed=0):
-    """Weights [step, task] on gradients and losses that change from step to step, and the states
-    after each.
-    """
+    """Weights [step, task] on changing gradients and losses, and the states after each step."""
     state, kept, states = rule.init(losses_of(count), mf.random.key(1)), [], []
     for step in range(steps):
         now = torch.ones(count, dtype=torch.bool) if present is None else present[step]
@@ -137,9 +135,7 @@ def test_momentum_over_a_batch_of_factors():
 
 
 def test_momentum_stays_for_absent_tasks():
-    """A task's average starts when it first appears, does not move while it is away, and is used
-    again when it is back.
-    """
+    """An average starts with its task, rests while that is away, and is used again."""
     present = torch.tensor([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], dtype=torch.bool)
     plain, _ = drive(mf.mgda(), present, 3)
     smooth, states = drive(mf.momentum(mf.mgda(), 0.5), present, 3)

@@ -1,6 +1,4 @@
-"""Every rule of the table under the invariances that it promises, and each method against a literal
-implementation of its paper.
-"""
+"""Every rule of the table under the invariances that it promises."""
 
 import inspect
 import io
@@ -69,9 +67,7 @@ def test_rule_scale_by_powers_of_two_changes_no_bit(rule, family):
 
 @pytest.mark.parametrize("rule", [name for name, case in RULES.items() if not case.homogeneous])
 def test_rules_with_a_unit_are_the_exceptions(rule):
-    """Those that the table calls not homogeneous really are not: a plain step on w has the
-    gradients' unit.
-    """
+    """A plain step on w has the gradients' unit: these rules really are not homogeneous."""
     unit = ("gradnorm-sgd", "modo", "moco", "nash_mtl", "fairgrad", "align", "align-mean")
     unit += ("gauss_newton",)
     assert rule.removesuffix("-momentum") in unit
@@ -149,9 +145,7 @@ def test_rule_state_saved_and_loaded_resumes(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rule_pure(rule):
-    """The same input twice gives the same answer; inputs, states and torch's generator are left
-    alone.
-    """
+    """The same answer twice; inputs, states and torch's generator are left alone."""
     made, losses, G = RULES[rule].make(), losses_of(4), gramian("gaussian", 4)
     state = trajectory(made, G)[1]
     geo = geometry(G, losses)
@@ -199,9 +193,7 @@ def test_rule_weights_finite_and_convex(rule, drawn):
 @pytest.mark.parametrize("rule", RULES)
 @every("dtype", [torch.float64, torch.float32])
 def test_rule_extreme_norms_finite(rule, dtype):
-    """Norms 1e-30, 1 and 1e30 together (float32: 1e±12, since squares must fit), and all of them at
-    either end.
-    """
+    """Norms 1e-30, 1 and 1e30, together and alone; in float32 1e±12, whose squares fit."""
     end = 1e30 if dtype == F64 else 1e12
     J = jacobian("gaussian", 3)
     for norms in ([1 / end, 1.0, end], [end] * 3, [1 / end] * 3, [0.0, 1.0, end]):
@@ -214,9 +206,7 @@ def test_rule_extreme_norms_finite(rule, dtype):
 @pytest.mark.parametrize("rule", RULES)
 @every("family", REGULAR)
 def test_rule_float32_equals_float64(rule, family):
-    """Float32 gradients whose Gramian is accumulated in float64 give the float64 direction to 1e-5
-    (well conditioned problems).
-    """
+    """Of a Gramian accumulated in float64, to 1e-5 in well conditioned problems."""
     case = RULES[rule]
     J = jacobian(family, 3).float()
     losses = losses_of(3).float()
@@ -253,9 +243,7 @@ def test_rule_nan_raises_alone_and_stays_nan_under_vmap(rule):
 )
 @every("family")
 def test_rule_on_present_tasks_alone(rule, family):
-    """With tasks absent a rule gives them 0 and moves along what it would give without them; with
-    nobody present it stays.
-    """
+    """Absent tasks get 0, the others what they would alone; with nobody there it stays."""
     case = RULES[rule]
     J, losses = jacobian(family, 5, 3), losses_of(5)
     masks = torch.tensor(

@@ -36,9 +36,7 @@ def test_preference_scales_to_sum_one():
     "make", [mf.mean, lambda: mf.cagrad(0.0), mf.pcgrad], ids=["mean", "cagrad", "pcgrad"]
 )
 def test_preference_defaults_to_the_geometrys(make):
-    """Rows that were mixed carry their own shares; c = 0 and, without conflicts, pcgrad are that
-    mean, too.
-    """
+    """Mixed rows carry their own shares; cagrad(0), and pcgrad without conflict, are that mean."""
     rows = jacobian("hull", 3)
     assert (rows @ rows.mT > 0).all()
     p = torch.tensor([0.1, 0.2, 0.7], dtype=F64)
@@ -69,9 +67,7 @@ TIED = {"orthogonal", "antiparallel", "near_duplicates", "duplicates", "identica
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in TIED])
 @pytest.mark.parametrize("count", [2, 3, 6, 12])
 def test_pcgrad_equals_literal_algorithm(family, count):
-    """Families whose products with a projected gradient are not zero by construction: there the
-    sign of rounding decides.
-    """
+    """Where no product is zero by construction: there the sign of rounding decides."""
     for seed in range(3):
         J, orders = jacobian(family, count, seed), random_orders(count, seed)
         near_ties = family in ("integer_ties", "rank_deficient", "pareto_stationary")
@@ -175,9 +171,7 @@ def network(seed=0, count=3):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_gradnorm_training_equals_literal_algorithm(optimizer):
-    """Algorithm 1 of Chen et al. 2018 with torch.optim and autograd, ten steps, against the
-    composed step.
-    """
+    """Ten steps of algorithm 1 of Chen et al. 2018 with torch.optim and autograd."""
     alpha, lr_weights, lr = 1.2, 1e-2, 1e-2
     losses_fn, params = network(1)
     W = params["W"].clone().requires_grad_()
@@ -213,9 +207,7 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
 
 
 def settle(rule, G, losses, initial, steps=400):
-    """Lengths, their targets' common ratio r^α aside, after many steps with everything held
-    constant; every L_grad on the way.
-    """
+    """Weights after many steps with everything held constant."""
     state = rule.init(initial, mf.random.key(0))
     for _ in range(steps):
         _, state = rule.update(geometry(G, losses), state)
@@ -223,9 +215,7 @@ def settle(rule, G, losses, initial, steps=400):
 
 
 def test_gradnorm_equilibria():
-    """alpha = 0: w ∝ 1/n; normalised targets: w ∝ r^α/n; within a few steps of size lr, the chatter
-    of a sign.
-    """
+    """alpha = 0: w ∝ 1/n; normalised targets: w ∝ r^α/n; to a few steps, a sign's chatter."""
     more = {"lr": (lr := 5e-3), "optimizer": optim.multiplicative}
     size, losses, initial = torch.tensor([[1, 2, 3], [1, 2, 1], [2, 2, 4]], dtype=F64)
     G = gramian("gaussian", 3) * size[:, None] * size
@@ -238,9 +228,7 @@ def test_gradnorm_equilibria():
 
 
 def test_gradnorm_floor_keeps_weights_positive():
-    """Equilibrium weights 1e-6 : 1 under a plain Adam step: held at the floor (renormalising takes
-    at most a step from it).
-    """
+    """At equilibrium weights 1e-6 : 1 the floor holds; renormalising takes a step at most."""
     G = torch.diag(torch.tensor([1.0, 1e12], dtype=F64))
     lr, floor = 0.025, 1e-2
     rule = mf.gradnorm(0.0, lr, floor=floor)

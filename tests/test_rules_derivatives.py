@@ -19,9 +19,7 @@ H = 1e-4
 
 
 def curve(rule, count=3, width=4, steps=2, seed=0):
-    """A number that depends on all weights of a few steps, as a function of one: gradients, angles
-    and losses move with it.
-    """
+    """A number that all weights of a few steps determine, as a function of one number."""
     start, move = (jacobian("gaussian", count, seed + i, width=width) for i in (0, 7))
     task = torch.arange(count, dtype=F64)
     probe = torch.from_numpy(np.random.default_rng(seed).standard_normal((steps, count)))

@@ -27,9 +27,7 @@ EPS = torch.finfo(F64).eps
 
 # --- EPO ----------------------------------------------------------------------------------------
 def literal_epo(G, losses, r, tolerance):
-    """The official linear programme: its objective, its inequalities A @ alpha >= b on the simplex,
-    and the mode.
-    """
+    """The official linear programme: objective, inequalities A @ alpha >= b, and the mode."""
     count = len(losses)
     share = r * losses / (r @ losses)
     mu = share @ np.log(share * count)
@@ -54,9 +52,7 @@ def literal_epo(G, losses, r, tolerance):
 @pytest.mark.parametrize("tolerance", [1e-4, 0.1])
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
 def test_epo_solves_the_official_linear_programme(count, tolerance):
-    """The objective within 1e-6 of HiGHS's and every bound met: where the losses are far from the
-    ray, and on it up to 1e-4.
-    """
+    """Within 1e-6 of HiGHS and every bound met, far from the ray and on it up to 1e-4."""
     modes = set()
     for seed in range(30):
         rng = np.random.default_rng([seed, count])
@@ -201,9 +197,7 @@ def test_pareto_mtl_takes_constraints_that_cancel(size, seed):
 def defect(
     G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """(G w)_i (w_i/s_i)^power - 1, and what rounding makes of it: ε times the sum of the absolute
-    terms.
-    """
+    """(G w)_i (w_i/s_i)^power - 1, and its rounding: ε times the sum of the absolute terms."""
     n = lengths(G)
     factor = (w / share) ** power
     return (G @ w) * factor - 1, EPS * len(G) * n * (n @ w) * factor
@@ -305,9 +299,7 @@ def test_bargaining_weights_scale_by_their_unit(rule):
 @pytest.mark.parametrize("family", STATIONARY)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_nash_mtl_where_no_bargain_exists(family, dtype):
-    """At Pareto-stationary points: finite weights; in proportion they are the combination that
-    vanishes.
-    """
+    """Finite weights, in proportion those of the combination that vanishes."""
     eps = torch.finfo(dtype).eps
     for count, seed in product((2, 3, 8), range(2)):
         J = jacobian(family, count, seed)
@@ -325,9 +317,7 @@ def test_nash_mtl_where_no_bargain_exists(family, dtype):
 
 @pytest.mark.parametrize("count", [2, 3, 6])
 def test_nash_mtl_around_opposite_tasks(count):
-    """The two that pull against each other cancel; the others bargain for a direction at right
-    angles to them, as they would without them in that space.
-    """
+    """Two opposites cancel; the others bargain at right angles to them, as without them."""
     for seed in range(3):
         J = jacobian("antiparallel", count, seed)
         d = mf.aggregate(mf.nash_mtl(), J)
@@ -398,9 +388,7 @@ def solved(problem: cp.Problem) -> float:
 
 
 def dual_bound(rows: Tensor, c: float) -> float:
-    """min over the simplex and μ >= 0 of ‖g_w + μg₀‖ - μc‖g₀‖: no unit vector of the cone has a
-    better worst rate.
-    """
+    """No unit vector of the cone has a better worst rate than min ‖g_w + μg₀‖ - μc‖g₀‖."""
     mean, w, mu = rows.mean(0), cp.Variable(len(rows), nonneg=True), cp.Variable(nonneg=True)
     vector = rows.numpy().T @ w + mu * mean.numpy()
     bound = cp.norm(vector) - mu * c * float(mean.norm())

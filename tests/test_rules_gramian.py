@@ -96,9 +96,7 @@ def test_projections_equal_quadprog_on_the_gradients(family, count):
 
 
 def left_unresolved(G, face):
-    """Of each constraint of a thin face, as `tests/test_active_set.py` has it: the part that the
-    Gramian's rounding leaves.
-    """
+    """Of each constraint of a thin face the part that the Gramian's rounding leaves."""
     unit = (G / G.diagonal().sqrt().outer(G.diagonal().sqrt()))[face][:, face]
     least = float(torch.linalg.eigvalsh(unit)[0].clamp_min(0)) if len(unit) else 1.0
     delta = resolution(len(G), EPS)
@@ -107,9 +105,7 @@ def left_unresolved(G, face):
 
 @given(jacobians(most=7))
 def test_projections_never_conflict_and_meet_their_kkt_conditions(J):
-    """v >= p, G v >= 0, (v - p)·G v = 0; UPGrad's weights are a sum of such v, so that its rates
-    are not negative either.
-    """
+    """v >= p, G v >= 0, (v - p)·G v = 0; UPGrad's weights are a sum of such v."""
     G, n, count = J @ J.mT, J.norm(dim=1), len(J)
     for rule in (mf.dualproj(), mf.upgrad()):
         v = mf.weights(rule, G)
@@ -211,9 +207,7 @@ def test_imtl_g_equals_the_papers_closed_form_with_equal_projections(family, cou
 
 
 def test_imtl_g_can_point_uphill_for_everyone():
-    """Σ C⁻¹1/‖g‖ < 0: equal projections with weights of sum 1, all of them negative; and nothing
-    where that sum is 0.
-    """
+    """Σ C⁻¹1/‖g‖ < 0: weights of sum 1, all negative; nothing where that sum is 0."""
     unit = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=F64)
     unit = torch.cat(
         [unit[:2], torch.nn.functional.normalize(torch.tensor([[1.0, 1.0, 0.5]], dtype=F64))]

@@ -1,6 +1,4 @@
-"""Rules from the losses alone, and edits of single coordinates: against literal loops of the
-papers' algorithms and the libraries in use.
-"""
+"""Rules from the losses alone, against literal loops of the papers and libraries in use."""
 
 from itertools import product
 
@@ -45,9 +43,7 @@ def train(rule, probe, data, params=PARAMS, lr=0.05, reduction: Reduction = "sum
 
 
 def literal(loss_of, data, more=(), after=None, lr=0.05):
-    """The same by autograd: `loss_of(losses)` is descended in the network by SGD and in `more` by
-    whatever optimizer `after` steps.
-    """
+    """By autograd: SGD descends `loss_of(losses)` in the network, what `after` steps in `more`."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in PARAMS.items()}
     kept = []
     for batch in data:
@@ -237,9 +233,7 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
 
 # --- FAMO ---------------------------------------------------------------------------------------
 def literal_famo(data, decay, eps):
-    """The official class, word for word but for eps and the clipping of gradients: w by torch's
-    Adam, after the network's step, on the same batch.
-    """
+    """The official class but for eps and clipping: w by torch's Adam, after the network's step."""
     w = torch.zeros(TASKS, dtype=F64, requires_grad=True)
     optimizer = torch.optim.Adam([w], lr=0.025, weight_decay=decay)
 
@@ -318,9 +312,7 @@ def test_second_evaluation_runs_one_more_forward():
 
 
 def test_famo_with_absent_tasks_is_famo_on_the_others():
-    """Task 1 has no labels in any batch (NaN, and a loss that is NaN); tasks 0 and 2 train as if
-    alone.
-    """
+    """Task 1 has no labels, and a loss that is NaN; the others train as if alone."""
     broken = [
         (x, torch.cat([y[:, :1], torch.full_like(y[:, 1:2], float("nan")), y[:, 2:]], 1))
         for x, y in BATCHES[:6]

@@ -94,9 +94,7 @@ def test_derivatives_with_respect_to_the_losses_equal_central_differences(name, 
 
 @pytest.mark.parametrize("name", RULES)
 def test_state_of_an_absent_task_does_not_move(name):
-    """Tasks come and go: weights are 0 where a task is absent, and those of a rule that never heard
-    of an always absent one.
-    """
+    """Absent tasks weigh 0; one that is never there might as well not be."""
     present, rule = PRESENT, RULES[name]()
     state = rule.init(SERIES[0], mf.random.key(0))
     for losses, here in zip(SERIES, present, strict=True):

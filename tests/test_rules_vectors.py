@@ -1,6 +1,4 @@
-"""GradVac, Krum, PCD, EPO and Pareto MTL against their papers' algorithms on actual vectors, closed
-forms, and TorchJD.
-"""
+"""GradVac, Krum, PCD and least distance against algorithms on vectors, and closed forms."""
 
 import math
 from itertools import product
@@ -146,9 +144,7 @@ def test_gradvac_targets_stay_for_zero_and_absent_tasks():
 
 
 def test_gradvac_parallel_gradients_keep_their_weights():
-    """At cosines of 1 neither the target nor rounding of the cosine may turn into a correction;
-    2,000 steps bring the targets there.
-    """
+    """Rounding of a cosine of 1 is no correction; 2,000 steps bring the targets there."""
     J = jacobian("identical", 3) * torch.tensor([[1.0], [3.0], [0.1]], dtype=F64)
     weights, state = trajectory(mf.gradvac(0.5), J @ J.mT, steps=100)
     near(weights, torch.full_like(weights, 1 / 3), 1e-9)
@@ -182,9 +178,7 @@ def test_krum_equals_literal_algorithm(family, count, byzantine, select):
 
 
 def test_krum_shares_among_ties():
-    """With one neighbour to count, T = f + 3, the two rows that are closest to each other always
-    tie.
-    """
+    """With one neighbour to count, T = f + 3, the two closest rows always tie."""
     J = jacobian("gaussian", 3)
     assert sorted(mf.weights(mf.krum(), J @ J.mT).tolist()) == [0.0, 0.5, 0.5]
     assert mf.weights(mf.krum(), torch.eye(4, dtype=F64)).tolist() == [0.25] * 4
@@ -194,9 +188,7 @@ def test_krum_shares_among_ties():
 # --- least distance -----------------------------------------------------------------------------
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
 def test_least_distance_meets_its_optimality_conditions(count):
-    """n·x >= h, μ >= 0 and μ(n·x - h) = 0 prove the shortest x; wide rows are always feasible, tall
-    ones are made so.
-    """
+    """n·x >= h, μ >= 0, μ(n·x - h) = 0 prove the shortest x; tall rows are made feasible."""
     solve = solvers.auto()
     for seed, wide in product(range(10), (True, False)):
         rng = np.random.default_rng([seed, count])

@@ -1,6 +1,4 @@
-"""What the autograd graph is said to prove about samples and tasks, on random programs in which
-every axis has the same length.
-"""
+"""What a graph proves about samples, on programs in which every axis has the same length."""
 
 # pyright: reportArgumentType=false
 

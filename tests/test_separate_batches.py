@@ -1,6 +1,4 @@
-"""Losses of one forward pass that read slices of their own, and many that only seem to: weightings
-with indicator rows make their Gramian in one backward pass.
-"""
+"""Losses of one pass that read slices of their own, and look-alikes: one pass by indicators."""
 
 # pyright: reportArgumentType=false
 

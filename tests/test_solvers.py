@@ -148,9 +148,7 @@ def test_solver_answer_feasible_and_certified(case, family):
 )
 @every("drawn")
 def test_cvx_answers_many_tasks(problem, drawn):
-    """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12; the gap says so, and the answer stays
-    feasible.
-    """
+    """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12, which the gap says."""
     G = gramian(*drawn)
     solution = check(problem, G, solvers.cvx()(PROBLEMS[problem](G)))
     assert solution.gap <= 100 * allowed("cvx", problem, G, solution)
@@ -158,9 +156,7 @@ def test_cvx_answers_many_tasks(problem, drawn):
 
 @pytest.mark.parametrize("step", ["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"])
 def test_frank_wolfe_answers_many_tasks(step):
-    """At T = 128 its certificate encloses the optimum, and 300 steps are closer to it than the
-    open-loop rate promises.
-    """
+    """At T = 128, 300 steps are closer to the optimum than the open-loop rate promises."""
     (G, best), J = solved("cvx", "min_norm", "gaussian", 128, 0), jacobian("gaussian", 128)
     solution = solvers.frank_wolfe(300, step)(solvers.min_norm(G))
     assert best.value - best.gap <= solution.value <= best.value + solution.gap + best.gap

@@ -101,9 +101,7 @@ def test_solver_vmap_of_vmap(solver, problem):
 
 
 def complementary(problem, count, how_many):
-    """Gramians where every weight and every multiplier is at least 1e-2: the support does not
-    change nearby.
-    """
+    """Gramians with weights and multipliers of at least 1e-2: the support stays nearby."""
     found, seed = [], 0
     while len(found) < how_many:
         J = jacobian("gaussian", count, seed, width=count)

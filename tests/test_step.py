@@ -256,9 +256,7 @@ def test_aux_is_handed_on():
 
 
 def test_train_mode_batch_norm():
-    """Its statistics move once a step, and not at init; under a transform it is refused, with the
-    pattern that works there.
-    """
+    """Statistics move once a step, not at init; a transform refuses, and names the pattern."""
     module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).double()
     x, y = BATCH[0], BATCH[1][:, 0]
 

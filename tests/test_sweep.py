@@ -27,9 +27,7 @@ def losses_of(params, batch):
 
 
 def train(seed, c):
-    """CAGrad from a random start: a random key, a solver, an optimizer and a rollout, inside one
-    vmap.
-    """
+    """CAGrad from a random start: key, solver, optimizer and rollout, inside one vmap."""
     step = mf.descend(losses_of, mf.cagrad(c), mf.jacobian(), mf.adam(0.05))
     state = step.init({"x": mf.random.normal(mf.random.key(seed), (2,), DOUBLE)}, (), key=seed)
     state, info = rollout(step, state, [()] * 6)
@@ -76,9 +74,7 @@ def test_grid_of_hypergradients_equals_differences():
 
 
 def test_grid_loops_over_rules_between_vmapped_axes():
-    """Looped axes stay where the caller put them, among vmapped ones; a rule is handed over as it
-    is.
-    """
+    """Looped axes stay where the caller put them; a rule is handed over as it is."""
     G = torch.tensor([[1.0, -0.5], [-0.5, 4.0]], dtype=DOUBLE)
     rules = {"mean": mf.mean(), "mgda": mf.mgda()}
 
@@ -230,9 +226,7 @@ def test_grid_resumes_only_what_is_missing(tmp_path, error):
 
 
 def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
-    """A write that breaks off halfway leaves no file of that name, and the old one where there was
-    one.
-    """
+    """A write that breaks off halfway leaves no file of that name, or the old one."""
 
     def breaks(file):
         file.write(b"half")

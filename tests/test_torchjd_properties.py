@@ -22,9 +22,7 @@ KINDS = ("normal", "strongly stationary", "weakly stationary")
 
 
 def matrix(kind, count, width, rank, seed, dtype):
-    """Random rows of one rank; of the stationary kinds Jᵀu = 0 for a random u > 0, or u >= 0 with
-    zeros, half of the entries or more.
-    """
+    """Random rows of one rank; stationary: Jᵀu = 0 for u > 0, weakly so: half of u is 0."""
     draw = torch.Generator().manual_seed(1000 * seed + 100 * count + 10 * width + rank)
 
     def normal(*shape):

@@ -1,6 +1,4 @@
-"""A torch newer than those that CI tests: what differs is found, a slower way is taken, the numbers
-are right, and one warning says why. Faults are planted.
-"""
+"""A torch newer than those tested: planted faults are found, slower ways taken, and said once."""
 
 import re
 import sys

@@ -1,6 +1,4 @@
-"""Operations that read a leaf, one by one and in random programs: the layerwise engine gives the
-numbers of a literal loop, and of rows.
-"""
+"""Operations that read a leaf, alone and in random programs: layerwise as a literal loop."""
 
 import ast
 import random
@@ -116,9 +114,7 @@ def _flat(leaves):
 
 
 def check(program):
-    """The number of answers that were compared: samples may be refused where an axis that counts
-    something else has as many entries.
-    """
+    """How many answers were compared: samples may be refused where axes are of one length."""
     params, x, checked = program.leaves, program.x, 0
     rows, tasks = (literal(losses, params, x) for losses in (program.samples, program.tasks))
     weightings = draws(1)(2, len(x))

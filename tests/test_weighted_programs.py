@@ -1,6 +1,4 @@
-"""Random programs whose tasks are weightings of samples, under every option, beside a loop of
-single backward passes: the same numbers, or a refusal in words where samples mix.
-"""
+"""Random programs of weighted samples beside a loop of single passes, or a refusal in words."""
 
 import random
 from typing import Any, NamedTuple
@@ -117,9 +115,7 @@ MATRICES = {
 
 
 class Expected(NamedTuple):
-    """By a loop of single passes; `sizes` are sums of absolute values, which rounding is
-    relative to where weightings cancel.
-    """
+    """By a loop of single passes; rounding is relative to `sizes`, sums of absolute values."""
 
     losses: Tensor
     rows: dict[str, Tensor]  # [task, width]

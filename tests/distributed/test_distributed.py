@@ -1,6 +1,4 @@
-"""Several processes: their step is that of one process on the union of their batches; modules that
-belong to several are refused where no group is named.
-"""
+"""Several processes step as one on the union; modules that belong to several are refused."""
 
 # pyright: reportArgumentType=false
 # pyright: reportAssignmentType=false
@@ -238,9 +236,7 @@ GROUPS = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("checks", "size"), GROUPS.values(), ids=GROUPS)
 def test_a_group_steps_as_one_process_on_the_union_or_names_what_differs(checks, size, tmp_path):
-    """What each rank checks is in `tests/support/ranks.py` and `ranks_unlike.py`. In the end one of
-    them dies, and the others end with an error.
-    """
+    """By `support/ranks.py` and `ranks_unlike.py`; in the end one rank dies."""
     dead = [9] if ranks.dies in checks else []
     found = launch(checks, size, tmp_path)
     outputs = [text for _, text in found]
@@ -253,9 +249,7 @@ def test_a_group_steps_as_one_process_on_the_union_or_names_what_differs(checks,
 
 @pytest.mark.slow
 def test_a_page_ends_as_one_process_on_the_union(tmp_path):
-    """By the launcher that users have; through a checkpoint halfway. `tests/support/ranks.py` has
-    the other page.
-    """
+    """By the launcher that users have, through a checkpoint; the other page: support/ranks.py."""
     command = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m")
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command += ("experiments.examples.data_parallel", str(tmp_path))

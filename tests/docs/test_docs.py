@@ -1,6 +1,4 @@
-"""What the project says of itself is true: the README and the tour run, tables name what exists,
-the environment files agree.
-"""
+"""What the project says of itself is true: pages run, tables name what exists, files agree."""
 
 import ast
 import inspect

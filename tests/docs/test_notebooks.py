@@ -1,6 +1,4 @@
-"""The notebooks are stored without outputs, and run from the first cell to the last in a fresh
-kernel of this interpreter.
-"""
+"""The notebooks are stored without outputs, and run from top to bottom in a fresh kernel."""
 
 import json
 
@@ -35,9 +33,7 @@ def test_stored_clean(path):
 @pytest.mark.slow
 @by_name
 def test_runs(path, tmp_path):
-    """Errors in a cell raise; what a cell writes to stderr is progress bars and no warning; it
-    draws something.
-    """
+    """Errors raise; stderr has progress bars and no warning; something is drawn."""
     book = executed(path, tmp_path)
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     written = "".join(

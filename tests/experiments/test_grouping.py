@@ -42,9 +42,7 @@ def test_affinity_equals_loop():
 
 # --- groups -------------------------------------------------------------------------------------
 def searched(Z, count, overlap, alone):
-    """The highest total over all sets of at most `count` groups: each task takes its best group, as
-    in the official code.
-    """
+    """The highest total of at most `count` groups: each task takes its best, as officially."""
     tasks = len(Z)
     every = [g for size in range(1, tasks + 1) for g in itertools.combinations(range(tasks), size)]
     best = -np.inf

@@ -39,9 +39,7 @@ def test_official_files_are_read_as_they_are(tmp_path, zipped, inner):
 
 
 def test_pairs_are_their_literal_loop():
-    """A canvas of 36 x 36, the left digit at [0:28], the right one at [6:34], the larger pixel;
-    then Pillow's nearest pixel.
-    """
+    """On 36 x 36 the left digit at [0:28], the right at [6:34]; then Pillow's nearest pixel."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (7, 28, 28), dtype=torch.uint8, generator=generator)
     own = images, torch.arange(7)

@@ -1,6 +1,4 @@
-"""The physics study: references against other integrators, residuals and methods against literal
-ones, what a run counts, and the command.
-"""
+"""The physics study: references by other integrators, literal residuals and methods."""
 
 import itertools
 import math

@@ -1,6 +1,4 @@
-"""CAGrad's reproductions against computations that share no code with them: plain formulas, scipy,
-literal loops.
-"""
+"""CAGrad's reproductions against plain formulas, scipy and literal loops, without its code."""
 
 import itertools
 import math

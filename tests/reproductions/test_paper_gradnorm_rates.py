@@ -1,6 +1,4 @@
-"""GradNorm's reproductions beside its main one: exact findings, what the programs train, and how
-numbers are read off the curves.
-"""
+"""GradNorm's further reproductions: what programs train, and how numbers are read off."""
 
 import numpy as np
 import pytest
@@ -84,9 +82,7 @@ def test_training_is_a_plain_loop_of_one_seed():
 
 
 def test_settings_are_chosen_on_the_other_seeds():
-    """Seeds 0 and 2 prefer lane 0, seeds 1 and 3 lane 1: each is judged in the lane that the others
-    prefer.
-    """
+    """Seeds 0 and 2 prefer lane 0, the others lane 1: each is judged in the other's."""
     final = np.array([[1.0, 5.0, 1.0, 5.0], [3.0, 2.0, 3.0, 2.0]])
     test = np.stack([np.ones((2, 4)), final])[..., None].repeat(2, -1)
     chosen = [lanes.Lane("a, 1", 1e-3), lanes.Lane("a, 2", 1e-2)]

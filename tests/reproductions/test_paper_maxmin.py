@@ -1,6 +1,4 @@
-"""Frank–Wolfe as smoothed max–min: exact findings, the parts against what they are made of, and
-what holds at any budget.
-"""
+"""Frank–Wolfe as smoothed max–min: exact findings, and the parts by what they are made of."""
 
 import pytest
 import torch
@@ -55,9 +53,7 @@ def test_softmax_grid_is_gradient_descent_and_depends_on_rate_times_scale():
 
 
 def test_weak_system_at_the_boundary_of_the_hull():
-    """0 lies on an edge of conv{(1, 0), (-1, 0), (0, 1)}: rank P, and yet Δ = (0, -1) solves JΔ <=
-    0.
-    """
+    """0 on an edge of conv{(1, 0), (-1, 0), (0, 1)}: yet Δ = (0, -1) solves JΔ <= 0."""
     edge = torch.tensor([[[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]], dtype=torch.float64)
     around = torch.tensor([[[1.0, 0.0], [-1.0, 1.0], [-1.0, -1.0]]], dtype=torch.float64)
     assert pareto.stationary(edge).all()

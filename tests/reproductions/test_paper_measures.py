@@ -21,9 +21,7 @@ PAIRWISE = [diagnostics.cosines, conflicting, magnitude_similarity, curvature_bo
     )
 )
 def test_pairwise_diagnostics_equal_definitions(J):
-    """On the vectors themselves, with cosines of unit vectors; 1 - cos² and ‖g_i ± g_j‖² lose ε to
-    cancellation, relative to their terms.
-    """
+    """1 - cos² and ‖g_i ± g_j‖² lose ε to cancellation, relative to their terms."""
     cosines, conflicts, similar, bound = (f(J @ J.mT).numpy() for f in PAIRWISE)
     for (i, g), (j, h) in product(enumerate(J.numpy()), repeat=2):
         a, b = np.linalg.norm(g), np.linalg.norm(h)

@@ -17,9 +17,7 @@ from paper_repro.report.intervals import (
 
 
 def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None:
-    """The experiment names the measured layer as the only shared one; with weighted heads that is
-    the same method.
-    """
+    """With weighted heads the measured layer alone may be named as the shared one."""
     problem = gradnorm.Problem(inputs=5, outputs=3)
     key = mf.random.key(1)
     params = gradnorm.initial_params(key, problem)

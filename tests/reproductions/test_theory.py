@@ -1,6 +1,4 @@
-"""The theorems against literal steps on quadratics, against exact fractions, closed forms and
-finite differences.
-"""
+"""The theorems against literal steps, exact fractions, closed forms and finite differences."""
 
 import numpy as np
 import pytest
@@ -85,9 +83,7 @@ def test_theorem2_applies_somewhere():
 
 
 def test_printed_condition_compares_a_curvature_with_a_number():
-    """In units that make ℒ = 100 the printed (b) holds, at a step far too short, and the plain step
-    is the better one.
-    """
+    """At ℒ = 100 the printed (b) holds for far too short a step: the plain one is better."""
     J = torch.tensor([[1.0, 0.0], [-0.4, 0.3]], dtype=torch.float64)
     g, A = J.sum(0), torch.diag(torch.tensor([1.0, 100.0], dtype=torch.float64))
     answer = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g, printed=True)
