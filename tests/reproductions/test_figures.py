@@ -83,13 +83,7 @@ def records(path: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("preset", [None, *WIDTHS])
 @pytest.mark.parametrize("name", SMALL)
-def test_no_text_overlaps_or_is_cut(
-    name: str,
-    preset: str | None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: Any,
-) -> None:
+def test_no_text_overlaps_or_is_cut(name, preset, tmp_path, capsys, monkeypatch):
     """As the renderer places it, with changed options, at every preset; whatever is drawn is in the
     JSON. In cagrad.role_of_c every axis has two numbers.
     """
@@ -204,9 +198,7 @@ def test_a_look_changes_the_drawing_alone(tmp_path: Path) -> None:
     assert "#0072b2" not in text
 
 
-def test_ctrl_c_says_that_the_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_says_that_the_command_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("paper_repro.report.commands.threads", Mock(side_effect=KeyboardInterrupt))
     assert run("cagrad.toy", "--out", str(tmp_path / "toy.png")) == 130
     assert "interrupted cagrad.toy" in capsys.readouterr().err
@@ -258,9 +250,7 @@ def test_defaults_are_read_as_they_are_shown(name: str) -> None:
         ("cagrad.toy --font-size 99", "--font-size: expected 4 to 40, got 99"),
     ],
 )
-def test_what_cannot_be_is_a_sentence(
-    words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
-) -> None:
+def test_what_cannot_be_is_a_sentence(words, said, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(*words.split()) == 2
     error = capsys.readouterr().err.strip()

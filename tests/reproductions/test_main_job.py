@@ -51,9 +51,7 @@ def test_ledger_has_every_claim_once() -> None:
         assert "{" not in filled(row.finding, kept.get(row.id, {}))
 
 
-def test_a_quick_run_finds_what_is_on_record_and_keeps_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quick_run_finds_what_is_on_record_and_keeps_it(tmp_path, capsys):
     words = [word for name in SHORT for word in ("--only", name)]
     command = ["--quick", *words, "--out", str(tmp_path)]
     assert main(command) == 0
@@ -132,9 +130,7 @@ def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.Monke
     assert key(module, TINY) != first
 
 
-def test_workers_find_what_one_process_finds(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_workers_find_what_one_process_finds(made, tmp_path, capsys):
     """And say so in whole lines; what a worker dies of is named, and the others come to an end."""
     bar = "for _ in tqdm(range(3), desc='steps', leave=False): tqdm.write('in between')"
     modules = {
@@ -171,9 +167,7 @@ def test_workers_find_what_one_process_finds(
 
 
 @pytest.mark.parametrize(("number", "status"), [("KILL", -9), ("TERM", 143), ("INT", 130)])
-def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(
-    number: str, status: int, made: Made, tmp_path: Path
-) -> None:
+def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(number, status, made, tmp_path):
     """By a kill, or by several signals that the workers get, too, as Ctrl-C of a terminal: then the
     page is written, and nothing else said.
     """
@@ -224,14 +218,7 @@ def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("place", "workers"), [("", 1), ("report.results", 2), ("__main__", 2)])
-def test_a_full_disk_is_a_sentence(
-    workers: int,
-    place: str,
-    made: Made,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_full_disk_is_a_sentence(workers, place, made, tmp_path, monkeypatch, capsys):
     """And no traceback, wherever it is noticed, as in a question; what is whole stays."""
     full = "" if place else "raise OSError(28, 'No space left on device', 'a file')"
     modules = {
@@ -255,9 +242,7 @@ def test_a_full_disk_is_a_sentence(
     assert {c["id"] for c in there} <= {c["id"] for c in found_in(tmp_path)}
 
 
-def test_a_reader_that_is_gone_ends_nothing(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_that_is_gone_ends_nothing(made, tmp_path, monkeypatch):
     """As behind `| head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -298,9 +283,7 @@ def test_what_has_not_changed_is_not_run_again(made: Made, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.glob("*.png")] == ["b-two.png"]
 
 
-def test_results_of_an_edited_source_are_not_kept(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_of_an_edited_source_are_not_kept(made, tmp_path, monkeypatch):
     """Edited after the key is made and before a worker imports it, and then put back."""
     modules = {x: made.question(f"question_edit_{x}", f"{x}-01", "pass") for x in ("PC", "GN")}
     path = made.folder / "question_edit_PC.py"
@@ -338,9 +321,7 @@ def row_with(**change: Any) -> Callable[[bytes], bytes]:
         ("a-one.png", lambda _: b"\x89PNG"),
     ],
 )
-def test_damaged_files_are_set_aside_and_computed_again(
-    name: str, damage: Any, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_files_are_set_aside_and_computed_again(name, damage, made, tmp_path, capsys):
     modules = {"a": made.question("question_damaged", "PC-01", "yield figure('one')")}
     assert reproduce(modules, ["a"], TINY, tmp_path) == 0
     before, damaged = left_in(tmp_path), damage((tmp_path / name).read_bytes())
@@ -352,9 +333,7 @@ def test_damaged_files_are_set_aside_and_computed_again(
     assert left_in(tmp_path) == before
 
 
-def test_files_of_others_stay_and_their_folders_are_refused(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_others_stay_and_their_folders_are_refused(made, tmp_path, capsys):
     modules = {"a": made.question("question_mine", "PC-01")}
     for name in ("report.html", "claims.json", "notes.txt"):
         theirs = tmp_path / name / name
@@ -388,9 +367,7 @@ def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").exists()
 
 
-def test_the_time_left_is_right_from_a_tenth_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_left_is_right_from_a_tenth_on(tmp_path, monkeypatch):
     """At other speeds, which a benchmark tells by a quarter. What two share counts once."""
     names = list(reproductions())
     recorded, order = expected(names, Settings()), in_order(names)
@@ -415,9 +392,7 @@ def test_the_time_left_is_right_from_a_tenth_on(
     assert [expected(x, QUICK) for x in ("ab", "b")] == [{"a": 9, "b": 2}, {"b": 10}]
 
 
-def test_a_run_says_what_it_is_at(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_says_what_it_is_at(made, tmp_path, monkeypatch, capsys):
     """In whole lines."""
     monkeypatch.setattr("paper_repro.report.display.EVERY", {True: 0.0, False: 0.0})
     bar = "for _ in tqdm(range(3), desc='steps', mininterval=0): time.sleep(0.1)"
@@ -432,9 +407,7 @@ def test_a_run_says_what_it_is_at(
     assert re.search(r"at work: mgda\.duality \d+ s \(steps: (0|33|67|100)%\)", err)
 
 
-def test_verdicts_that_moved_are_named_with_their_numbers(
-    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verdicts_that_moved_are_named_with_their_numbers(made, tmp_path, capsys):
     """Numbers may differ, and open rows; `--keep` puts a run in the record's place."""
     record, out = tmp_path / "record.json", tmp_path / "out"
     modules = {"a": made.question("question_kept", "CA-04", "yield claim('CA-24', 1)")}

@@ -57,9 +57,7 @@ def test_parts_are_kept_under_all_their_arguments(store: Path, monkeypatch) -> N
         squares(x, {"a": lambda: 0}, TINY, sign=1)  # pyright: ignore
 
 
-def test_a_question_that_goes_on_counts_what_its_parts_took(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_question_that_goes_on_counts_what_its_parts_took(store, monkeypatch):
     """And not what another question computed for it, nor what this run did."""
     x, clock = torch.arange(3.0), iter([5.0, 12.0, 20.0, 21.0])
     monkeypatch.setattr(parts, "spent", lambda: next(clock))
@@ -90,9 +88,7 @@ def test_damaged_parts_are_computed_again(store: Path, capsys: pytest.CaptureFix
     assert CALLS == [1, 1, 1]
 
 
-def test_another_process_is_waited_for_after_all_else(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_process_is_waited_for_after_all_else(store, monkeypatch):
     """Of several parts the one that another process is at comes last, and is not computed twice."""
     x = torch.arange(3.0)
     first = squares(x, {}, TINY, sign=1)
