@@ -43,15 +43,9 @@ def form(name: str, mask: torch.Tensor | None = None, absent: float = 3.0):
     """Losses of problems.py, an absent task's with another gradient; or the masked tasks' alone."""
 
     def losses(params, batch):
-        every = [
-            loss if batch[2][task] else absent * loss
-            for task, loss in enumerate(scalars(params, batch[:2]))
-        ]
-        kept = (
-            every
-            if mask is None
-            else [loss for loss, here in zip(every, mask.tolist(), strict=True) if here]
-        )
+        every = enumerate(scalars(params, batch[:2]))
+        every = [loss if batch[2][task] else absent * loss for task, loss in every]
+        kept = [x for task, x in enumerate(every) if mask is None or mask[task]]
         if name == "dict":
             return {f"task {task}": loss for task, loss in enumerate(kept)}
         return tuple(kept) if name == "tuple" else torch.stack(kept)
@@ -59,23 +53,21 @@ def form(name: str, mask: torch.Tensor | None = None, absent: float = 3.0):
     return losses
 
 
+def masked(key, rows):
+    return {n: r * (r.abs() > 0.01) for n, r in rows.items()}
+
+
 PROBES = {
-    "jacobian": lambda present: mf.jacobian(SHARED, present=present),
-    "layerwise": lambda present: mf.jacobian(SHARED, present=present, engine="layerwise"),
-    "rows": lambda present: mf.jacobian(SHARED, present=present, engine="rows", chunk_size=1),
-    "own": lambda present: mf.jacobian(SHARED, present=present, heads="own"),
-    "weighted": lambda present: mf.jacobian(SHARED, present=present, heads="weighted"),
-    "masked": lambda present: mf.jacobian(
-        SHARED,
-        present=present,
-        mask=lambda key, rows: {n: r * (r.abs() > 0.01) for n, r in rows.items()},
-    ),
-    "losses only": lambda present: mf.losses_only(present=present),
-    "representation": lambda present: mf.representation(
-        encode, decode, shared=SHARED, present=present
-    ),
-    "tracked": lambda present: mf.moving_average(SHARED, rate=0.3, corrected=True, present=present),
-    "excess": lambda present: mf.excess_risk(SHARED, present=present),
+    "jacobian": partial(mf.jacobian, SHARED),
+    "layerwise": partial(mf.jacobian, SHARED, engine="layerwise"),
+    "rows": partial(mf.jacobian, SHARED, engine="rows", chunk_size=1),
+    "own": partial(mf.jacobian, SHARED, heads="own"),
+    "weighted": partial(mf.jacobian, SHARED, heads="weighted"),
+    "masked": partial(mf.jacobian, SHARED, mask=masked),
+    "losses only": mf.losses_only,
+    "representation": partial(mf.representation, encode, decode, shared=SHARED),
+    "tracked": partial(mf.moving_average, SHARED, rate=0.3, corrected=True),
+    "excess": partial(mf.excess_risk, SHARED),
 }
 RULES = {
     "mean": mf.mean,
@@ -95,10 +87,9 @@ RULES |= {"excess_mtl": mf.excess_mtl, "moco": mf.moco}
 def alone(probe: str, name: str, mask: torch.Tensor) -> tuple[Any, mf.Probe]:
     """Losses and probe that never see the absent tasks."""
     if probe == "representation":
-        return (lambda p, b: vector(p, b)[mask]), mf.representation(
-            encode, lambda p, z, b: decode(p, z, b)[mask], shared=SHARED
-        )
-    return form(name, mask), PROBES[probe](None)
+        others = mf.representation(encode, lambda p, z, b: decode(p, z, b)[mask], shared=SHARED)
+        return (lambda p, b: vector(p, b)[mask]), others
+    return form(name, mask), PROBES[probe]()
 
 
 @pytest.mark.parametrize(("probe", "rule"), CASES)
@@ -107,23 +98,17 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
     everybody = MASKS[2]
     for name, mask in (("tuple", MASKS[0]), ("vector", MASKS[0]), ("dict", MASKS[1])):
         reduction = "mean" if name == "dict" else "sum"
-        through = mf.balance(
-            vector if probe == "representation" else form(name),
-            RULES[rule](),
-            PROBES[probe](given),
-            reduction=reduction,
-        )
+        every, kept = vector if probe == "representation" else form(name), PROBES[probe]
+        through = mf.balance(every, RULES[rule](), kept(present=given), reduction=reduction)
         losses, without = alone(probe, name, mask)
         reference = mf.balance(losses, RULES[rule](), without, reduction=reduction)
         state = through.init(PARAMS, batch(everybody), key=3)
         expected_state = reference.init(PARAMS, batch(everybody), key=3)
         for _ in range(2):
             grads, state, info = through.update(PARAMS, batch(mask), state)
-            expected, expected_state, expected_info = reference.update(
-                PARAMS, batch(mask), expected_state
-            )
+            expected, expected_state, its = reference.update(PARAMS, batch(mask), expected_state)
             assert bool((info.weights[..., ~mask] == 0).all())
-            near(info.weights[..., mask], expected_info.weights, 1e-9, 1e-12)
+            near(info.weights[..., mask], its.weights, 1e-9, 1e-12)
             near(flatten(grads), flatten(expected), 1e-9, 1e-13)
             if info.gramian.numel():
                 absent = info.gramian[..., ~mask, :], info.gramian[..., ~mask]
@@ -146,11 +131,9 @@ def test_geometry_and_heads_are_those_of_the_present(heads):
     # as they were, for the record
     near(measured.losses, losses, 1e-12)
     weights = torch.tensor([0.3, 0.0, 1.1], dtype=F64)
-    on_heads = {"plain": SOME / 2, "own": SOME.double(), "weighted": weights}[
-        heads
-    ].double() @ literal_rows(PARAMS, BATCH, HEADS)[1]
+    on_heads = {"plain": SOME / 2, "own": SOME, "weighted": weights}[heads].double()
     grads = measured.combine(weights)
-    near(flatten(grads, HEADS), on_heads, 1e-11, 1e-15)
+    near(flatten(grads, HEADS), on_heads @ literal_rows(PARAMS, BATCH, HEADS)[1], 1e-11, 1e-15)
     near(flatten(grads, TRUNK), weights @ rows, 1e-11, 1e-15)
 
 
@@ -161,13 +144,9 @@ def rule_for(probe: str) -> mf.Rule:
 @pytest.mark.parametrize("probe", PROBES)
 def test_nobody_present_is_a_zero_step(probe):
     for name in ("tuple", "vector"):
-        step = mf.descend(
-            vector if probe == "representation" else form(name),
-            rule_for(probe),
-            PROBES[probe](given),
-            mf.sgd(0.1),
-            reduction="sum",
-        )
+        losses = vector if probe == "representation" else form(name)
+        probed = PROBES[probe](present=given)
+        step = mf.descend(losses, rule_for(probe), probed, mf.sgd(0.1), reduction="sum")
         state = step.init(PARAMS, batch(MASKS[2]))
         after, info = step.update(state, batch(MASKS[3]))
         assert all(torch.equal(after.params[leaf], PARAMS[leaf]) for leaf in PARAMS)
@@ -177,12 +156,9 @@ def test_nobody_present_is_a_zero_step(probe):
 @pytest.mark.parametrize("probe", PROBES)
 def test_vmapped_over_masks_and_networks_equals_loop(probe):
     """Masks that are batched, and one that is common to the batch, which can be read there."""
-    for losses in (
-        (vector,)
-        if probe in ("representation", "own", "weighted", "measure")
-        else (vector, lambda p, b: scalars(p, b[:2]))
-    ):
-        step = mf.descend(losses, rule_for(probe), PROBES[probe](given), mf.sgd(0.1))
+    several = probe not in ("representation", "own", "weighted")
+    for losses in (vector, lambda p, b: scalars(p, b[:2])) if several else (vector,):
+        step = mf.descend(losses, rule_for(probe), PROBES[probe](present=given), mf.sgd(0.1))
 
         def run(params, mask, step=step):
             state, _ = step.update(step.init(params, batch(MASKS[2])), batch(mask))
@@ -207,7 +183,7 @@ def test_gradient_of_a_run_with_absent_tasks(probe):
             one = torch.ones_like(scale)
             return vector(params, batch) * torch.stack([one, scale, one])
 
-        step = mf.descend(losses, rule(), PROBES[probe](given), mf.sgd(0.1))
+        step = mf.descend(losses, rule(), PROBES[probe](present=given), mf.sgd(0.1))
         state = trained(step, [batch(mask) for mask in (MASKS[2], SOME, MASKS[2])])
         return vector(state.params, batch(SOME)).sum()
 
@@ -220,21 +196,14 @@ def over_labels(kind: str):
 
     def losses(params, batch):
         x, y, labelled = batch
-        errors = torch.stack(
-            [
-                (out - y[:, task]).square().mean(1)
-                for task, out in enumerate(functional_call(net, params, (x,)))
-            ],
-            1,
-        )
+        errors = (torch.stack(functional_call(net, params, (x,)), 1) - y).square().mean(2)
         counts = labelled.sum(0)
         if kind == "safe":
             return (errors * labelled).sum(0) / counts.clamp_min(1)
         if kind == "where":
             return errors.where(labelled, 0.0).sum(0) / counts
-        means = [
-            (errors[:, task] * labelled[:, task]).sum() / counts[task] for task in range(TASKS)
-        ]
+        pairs = zip(errors.unbind(1), labelled.unbind(1), counts, strict=True)
+        means = [(error * here).sum() / count for error, here, count in pairs]
         return tuple(means) if kind == "separate" else torch.stack(means)
 
     return losses
@@ -250,7 +219,7 @@ def whole(batch: Any) -> torch.Tensor:
 
 
 _SAFE = ("jacobian", "own", "weighted", "layerwise", "losses only")
-NAN_SAFE = {name: PROBES[name](whole) for name in _SAFE}
+NAN_SAFE = {name: PROBES[name](present=whole) for name in _SAFE}
 NAN_SAFE |= {"tracked": mf.moving_average(SHARED, present=whole)}
 
 
@@ -305,16 +274,14 @@ def test_absent_at_init_is_no_error_unless_the_rule_needs_the_first_loss():
     assert not grads["heads.1.bias"].any()
     with pytest.raises(ValueError, match="losses: NaN or infinite"):
         balance.init(PARAMS, batch(MASKS[2]))
+    balance = mf.balance(vector, mf.gradnorm(0.5), mf.jacobian(SHARED, present=given))
     with pytest.raises(ValueError, match=r"gradnorm: .*need initial losses > 0"):
-        mf.balance(vector, mf.gradnorm(0.5), mf.jacobian(SHARED, present=given)).init(
-            PARAMS, batch(SOME)
-        )
+        balance.init(PARAMS, batch(SOME))
 
 
 def test_state_of_an_absent_task_stands_still():
-    balance = mf.balance(
-        vector, mf.moco(), mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5, present=given)
-    )
+    tracked = mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5, present=given)
+    balance = mf.balance(vector, mf.moco(), tracked)
     state = balance.init(PARAMS, batch(MASKS[2]))
     _, state, _ = balance.update(PARAMS, batch(MASKS[2]), state)
     _, after, info = balance.update(PARAMS, batch(SOME), state)
@@ -345,13 +312,13 @@ def test_all_present_changes_no_bit(name):
 
 
 def test_errors_name_present():
-    step = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, present=lambda batch: batch[2][:2]))
-    with pytest.raises(ValueError, match="present: expected one entry per task, 3, got 2"):
-        step.init(PARAMS, batch(SOME))
-    with pytest.raises(TypeError, match="present:"):
-        mf.balance(
-            vector, mf.mgda(), mf.jacobian(SHARED, present=lambda batch: batch[2].double())
-        ).init(PARAMS, batch(SOME))
+    for present, kind, words in (
+        (lambda b: b[2][:2], ValueError, "present: expected one entry per task, 3, got 2"),
+        (lambda b: b[2].double(), TypeError, "present:"),
+    ):
+        step = mf.balance(vector, mf.mgda(), mf.jacobian(SHARED, present=present))
+        with pytest.raises(kind, match=words):
+            step.init(PARAMS, batch(SOME))
     with pytest.raises(ValueError, match="present: a row of mix= is a mixture"):
         mf.jacobian(SHARED, present=given, mix=mf.subset(2))
     net = torch.nn.Linear(2, 3)

@@ -53,14 +53,10 @@ def test_heatmap_of_cosines():
     shown = panel.get_images()[0].get_array()
     assert shown is not None
     cosine = float(jacobian[0] @ jacobian[2] / jacobian[0].norm() / jacobian[2].norm())
-    np.testing.assert_allclose(
-        np.ma.filled(shown, np.nan),
-        [[1, np.nan, cosine], [np.nan] * 3, [cosine, np.nan, 1]],
-        atol=1e-12,
-    )
-    assert sorted(text.get_text() for text in panel.texts) == sorted(
-        ["1.00", "1.00", *2 * [f"{cosine:.2f}".replace("-", "−")]]
-    )
+    expected = [[1, np.nan, cosine], [np.nan] * 3, [cosine, np.nan, 1]]
+    np.testing.assert_allclose(np.ma.filled(shown, np.nan), expected, atol=1e-12)
+    written = ["1.00", "1.00", *2 * [f"{cosine:.2f}".replace("-", "−")]]
+    assert sorted(text.get_text() for text in panel.texts) == sorted(written)
     assert not plot.heatmap(torch.eye(11), axes()).texts
     assert [*map(format_short, (184.2, 1.2e7, -3.4e-5))] == ["180", "1.2e7", "−3.4e−5"]
 
@@ -85,12 +81,10 @@ def test_weights_are_means_and_quantiles_over_seeds():
 
 
 def test_weights_of_a_rollout():
-    step = mf.descend(
-        lambda p, batch: {"near": (p["x"] - 1) ** 2, "far": 4 * (p["x"] + 1) ** 2},
-        mf.mgda(),
-        mf.jacobian(),
-        mf.sgd(0.01),
-    )
+    def losses(p, batch):
+        return {"near": (p["x"] - 1) ** 2, "far": 4 * (p["x"] + 1) ** 2}
+
+    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.01))
     _, info = rollout(step, step.init({"x": torch.tensor(3.0)}, None), [None] * 3)
     panel = plot.weights(info, axes())
     assert not panel.collections  # one run has no band
@@ -120,9 +114,7 @@ def test_weights_of_thirty_tasks_at_one_step():
 
 def test_smoothed_weights_are_means_of_the_steps_before():
     record = rows(3, 5, 7, 2)
-    for line, task in zip(
-        plot.weights(record, axes(), smooth=3).get_lines(), range(2), strict=True
-    ):
+    for task, line in enumerate(plot.weights(record, axes(), smooth=3).get_lines()):
         means = [record[:, max(0, i - 2) : i + 1, task].mean() for i in range(7)]
         np.testing.assert_allclose(np.asarray(line.get_ydata()), means)
 
@@ -187,12 +179,8 @@ def test_gap_draws_certified_gaps_of_solvers():
 
 def test_gap_over_problems_is_the_median_and_a_band():
     jacobian = rows(0, 5, 4, 7)
-    answers = [
-        vmap(lambda g, k=k: mf.solvers.frank_wolfe(k)(mf.solvers.min_norm(g)))(
-            jacobian @ jacobian.mT
-        )
-        for k in (2, 8)
-    ]
+    problems = vmap(mf.solvers.min_norm)(jacobian @ jacobian.mT)
+    answers = [vmap(mf.solvers.frank_wolfe(k))(problems) for k in (2, 8)]
     gaps = torch.stack([answer.gap for answer in answers])  # [budget, problem]
     stacked = mf.types.Solution(*(torch.stack(parts) for parts in zip(*answers, strict=True)))
     for curve in (answers, stacked, ([2, 8], gaps)):
@@ -217,48 +205,33 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
 # ---- all of them ----
 
 NAN = float("nan")
-ONES = torch.ones(2)
+ONES, EYE, MEAN = torch.ones(2), torch.eye(3), mf.mean()
 STEP = mf.Info(ONES, ONES, ONES, ONES, (), {})
 GROUPS = STEP._replace(losses=torch.zeros(5, 3), weights=torch.full((5, 2, 3), 0.5))
 
 BAD = {
-    "portrait panel": (lambda ax: plot.portrait(mf.mean(), ("speed",)), "show: expected"),
-    "portrait axes": (lambda ax: plot.portrait(mf.mean(), ax=ax, cells=(3, 3)), "ax:"),
-    "portrait ratios": (lambda ax: plot.portrait(mf.mean(), ratios=(1.0, 0.1)), "ratios: expected"),
-    "portrait cells of one number": (
-        lambda ax: plot.portrait(mf.mean(), cells=cast(Any, 4)),
-        "cells: expec",
-    ),
-    "portrait cells": (lambda ax: plot.portrait(mf.mean(), cells=(1, 5)), "cells: expected"),
-    "portrait steps": (lambda ax: plot.portrait(mf.mean(), steps=0), "steps: expected"),
+    "portrait panel": (lambda ax: plot.portrait(MEAN, ("speed",)), "show: expected"),
+    "portrait axes": (lambda ax: plot.portrait(MEAN, ax=ax, cells=(3, 3)), "ax:"),
+    "portrait ratios": (lambda ax: plot.portrait(MEAN, ratios=(1.0, 0.1)), "ratios: expected"),
+    "portrait cell": (lambda ax: plot.portrait(MEAN, cells=cast(Any, 4)), "cells: expec"),
+    "portrait cells": (lambda ax: plot.portrait(MEAN, cells=(1, 5)), "cells: expected"),
+    "portrait steps": (lambda ax: plot.portrait(MEAN, steps=0), "steps: expected"),
     "weights of groups": (lambda ax: plot.weights(GROUPS, ax), r"2 groups .* record\.weights\["),
     "steps that are not stacked": (lambda ax: plot.weights(cast(Any, [STEP, STEP]), ax), "record:"),
-    "portrait losses": (lambda ax: plot.portrait(mf.mean(), losses=[1.0, 2.0, 3.0]), "losses:"),
+    "portrait losses": (lambda ax: plot.portrait(MEAN, losses=[1.0, 2.0, 3.0]), "losses:"),
     "portrait weights": (lambda ax: plot.portrait(lambda g: g.sum(), ("length",)), "rule:"),
     "portrait type": (
-        lambda ax: plot.portrait(
-            mf.Rule(lambda losses, key: (), cast(Any, lambda geometry, state: ([0.5, 0.5], state))),
-            ("length",),
-        ),
+        lambda ax: plot.portrait(MEAN._replace(update=cast(Any, lambda g, s: ([0.5, 0.5], s)))),
         "rule:",
     ),
     "simplex shape": (lambda ax: plot.simplex(torch.eye(4), ax=ax), "gramian:"),
     "simplex NaN": (lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax), "gramian:"),
-    "simplex value": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value="best"), "value="),
-    "simplex values": (lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w), "value:"),
-    "simplex value NaN": (
-        lambda ax: plot.simplex(torch.eye(3), ax=ax, value=lambda w: w[0].log() * w[1]),
-        "value:",
-    ),
-    "simplex sum": (
-        lambda ax: plot.simplex(torch.eye(3), {"odd": lambda g: -g[0]}, ax),
-        r"rules\['odd'\]:",
-    ),
-    "simplex names": (lambda ax: plot.simplex(torch.eye(3), ax=ax, names=["a"]), "names:"),
-    "simplex resolution": (
-        lambda ax: plot.simplex(torch.eye(3), ax=ax, resolution=1),
-        "resolution:",
-    ),
+    "simplex value": (lambda ax: plot.simplex(EYE, ax=ax, value="best"), "value="),
+    "simplex values": (lambda ax: plot.simplex(EYE, ax=ax, value=lambda w: w), "value:"),
+    "simplex NaN value": (lambda ax: plot.simplex(EYE, ax=ax, value=lambda w: w[0].log()), "value"),
+    "simplex sum": (lambda ax: plot.simplex(EYE, {"odd": lambda g: -g[0]}, ax), r"rules\['odd'\]:"),
+    "simplex names": (lambda ax: plot.simplex(EYE, ax=ax, names=["a"]), "names:"),
+    "simplex resolution": (lambda ax: plot.simplex(EYE, ax=ax, resolution=1), "resolution:"),
     "heatmap square": (lambda ax: plot.heatmap(torch.ones(2, 3), ax), "gramian:"),
     "heatmap names": (lambda ax: plot.heatmap(torch.eye(2), ax, names="ab"), "names:"),
     "weights shape": (lambda ax: plot.weights(torch.ones(3), ax), "record:"),
@@ -271,10 +244,7 @@ BAD = {
     "front NaN": (lambda ax: plot.front([[1.0, NAN]], ax), "points: NaN"),
     "front axes": (lambda ax: plot.front(torch.ones(4, 3), ax), "ax:"),
     "gap none": (lambda ax: plot.gap({}, ax), "curves: expected a dict of .* got none"),
-    "gap shape": (
-        lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax),
-        r"x of curves\['a'\]: expected numbers of shape",
-    ),
+    "gap shape": (lambda ax: plot.gap({"a": ([1, 2], [0.1])}, ax), r"x of curves\['a'\]: expected"),
     "gap negative": (lambda ax: plot.gap({"a": ([1], [-0.1])}, ax), r"curves\['a'\]:"),
     "gap x": (lambda ax: plot.gap({"a": ([0], [0.1])}, ax), r"curves\['a'\]:"),
     "gap entry": (lambda ax: plot.gap({"a": []}, ax), r"curves\['a'\]:"),

@@ -7,7 +7,6 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc.probes.common import check_options
 from mtlfunc.rules.common import gramian_of
-from mtlfunc.types import Geometry
 from tests.support.families import gramian
 from tests.support.loops import trained
 from tests.support.oracles import bisected, check_slope, near
@@ -24,6 +23,7 @@ from tests.support.problems import (
     opaque,
     vector,
 )
+from tests.support.rules import geometry
 from tests.support.steps import BATCHES, PAIR, run
 from tests.support.steps import STATEFUL as METHODS
 
@@ -51,20 +51,14 @@ def test_modo_equals_its_loop(batches, form):
         heads = [literal_rows(params, batch, HEADS)[1].mean(0) for batch in batches]
         losses = [literal_rows(params, batch, TRUNK)[0] for batch in batches]
         w = bisected(w - gamma * (rows[0] @ (rows[1].T @ w) + rho * w))
-        if len(batches) == 2:
-            direction, on_heads, shown = (
-                w @ (rows[0] + rows[1]) / 2,
-                (heads[0] + heads[1]) / 2,
-                (losses[0] + losses[1]) / 2,
-            )
-        else:
-            direction, on_heads, shown = w @ rows[2], heads[2], losses[2]
-        params = moved(params, direction, on_heads, lr)
+        used = slice(2) if len(batches) == 2 else slice(2, 3)  # both, or the third alone
+        used = [torch.stack(x[used]).mean(0) for x in (rows, heads, losses)]
+        params = moved(params, w @ used[0], used[1], lr)
         state, info = step.update(state, batches)
         near(info.gramian, rows[0] @ rows[1].T, 1e-9, 1e-13)
         assert not torch.allclose(info.gramian, info.gramian.T)
         near(info.weights, w, 1e-9, 1e-12)
-        near(info.losses, shown, 1e-10)
+        near(info.losses, used[2], 1e-10)
         near(flatten(state.params), flatten(params), 1e-9, 1e-12)
 
 
@@ -94,9 +88,8 @@ def test_sdmgrad_equals_its_loop(eta):
             leaf.data = bisected(leaf.data)
         w = leaf.detach()
         used = (w + strength / TASKS) / (1 + strength)
-        params = moved(
-            params, used @ rows[2], used @ literal_rows(params, BATCHES[2], HEADS)[1], lr
-        )
+        heads = literal_rows(params, BATCHES[2], HEADS)[1]
+        params = moved(params, used @ rows[2], used @ heads, lr)
         state, info = step.update(state, BATCHES)
         near(info.weights, used, 1e-8, 1e-11)
         near(flatten(state.params), flatten(params), 1e-8, 1e-11)
@@ -105,20 +98,14 @@ def test_sdmgrad_equals_its_loop(eta):
 @pytest.mark.parametrize("form", FORMS)
 def test_moco_equals_its_loop(form):
     lr, beta, gamma, rho = 0.1, 0.5, 0.05, 0.1
-    step = mf.descend(
-        FORMS[form],
-        mf.moco(gamma, rho, decay=0.5),
-        mf.moving_average(SHARED, rate=lambda k: beta / k**0.5),
-        mf.sgd(lr),
-    )
+    probe = mf.moving_average(SHARED, rate=lambda k: beta / k**0.5)
+    step = mf.descend(FORMS[form], mf.moco(gamma, rho, decay=0.5), probe, mf.sgd(lr))
     state = step.init(PARAMS, BATCH)
     params, w, tracked = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64), 0.0
     for k in range(1, 5):
         rows, heads = literal_rows(params, BATCH, TRUNK)[1], literal_rows(params, BATCH, HEADS)[1]
         tracked = tracked - beta / k**0.5 * (tracked - rows)
-        w = bisected(
-            w - gamma / k**0.5 * ((tracked @ tracked.T + rho * torch.eye(TASKS, dtype=F64)) @ w)
-        )
+        w = bisected(w - gamma / k**0.5 * (tracked @ (tracked.T @ w) + rho * w))
         params = moved(params, w @ tracked, heads.mean(0), lr)
         state, info = step.update(state, BATCH)
         near(info.gramian, tracked @ tracked.T, 1e-9, 1e-13)
@@ -141,18 +128,15 @@ def test_db_mtl_equals_its_loop(form, eps):
     state = step.init(PARAMS, BATCH)
     params, average, missing = PARAMS, 0.0, 1.0
     for k in range(1, 5):
-        losses, rows = literal_rows(params, BATCH, TRUNK)
-        rows, heads = (
-            rows / (losses + eps)[:, None],
-            literal_rows(params, BATCH, HEADS)[1] / (losses + eps)[:, None],
-        )
+        losses = literal_rows(params, BATCH, TRUNK)[0]
+        each = (literal_rows(params, BATCH, names)[1] for names in (TRUNK, HEADS))
+        rows, heads = (x / (losses + eps)[:, None] for x in each)
         decay = beta / k**0.5
         average, missing = decay * average + (1 - decay) * rows, missing * decay
         corrected = average / (1 - missing)
         length = corrected.norm(dim=1)
-        params = moved(
-            params, (length.max() * corrected / length[:, None]).mean(0), heads.mean(0), lr
-        )
+        direction = (length.max() * corrected / length[:, None]).mean(0)
+        params = moved(params, direction, heads.mean(0), lr)
         state, info = step.update(state, BATCH)
         near(info.weights, length.max() / length / TASKS, 1e-9)
         near(info.losses, (losses + eps).log(), 1e-10, 1e-14)
@@ -178,11 +162,6 @@ def test_excess_mtl_equals_its_loop(form):
         state, info = step.update(state, BATCH)
         near(info.weights, w, 1e-9)
         near(flatten(state.params), flatten(params), 1e-9, 1e-12)
-
-
-def geometry(gramian: torch.Tensor) -> Geometry:
-    ones = torch.ones_like(gramian[0])
-    return Geometry(ones, gramian, ones / len(ones), ones > 0, {})
 
 
 # What the methods are for
@@ -213,15 +192,15 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
         ("db_mtl", lambda p, b: opaque(p, b).log(), lambda p, b: (units * opaque(p, b)).log()),
     ):
         rule, probe, batch = METHODS[name]
-        steps = [mf.balance(fn, rule(), probe()) for fn in both]
         results = []
-        for step in steps:
+        for losses in both:
+            step = mf.balance(losses, rule(), probe())
             _, state, _ = step.update(PARAMS, batch, step.init(PARAMS, batch))
             grads, _, info = step.update(PARAMS, batch, state)
             results.append((info.weights, flatten(grads)))
+        unit = factor if name == "excess_mtl" else 1.0
         near(results[1][0], results[0][0], 1e-10)
-        expected = results[0][1] * (factor if name == "excess_mtl" else 1)
-        near(results[1][1], expected, 1e-9, 1e-12 * factor if name == "excess_mtl" else 1e-12)
+        near(results[1][1], results[0][1] * unit, 1e-9, 1e-12 * unit)
 
 
 def test_first_excess_that_is_zero_is_not_divided_by():
@@ -240,13 +219,13 @@ def test_first_excess_that_is_zero_is_not_divided_by():
 @pytest.mark.parametrize("rule", [mf.modo, mf.moco, mf.sdmgrad])
 def test_weights_stay_on_the_simplex_at_any_length(rule):
     """Beside lengths of 1e30 the simplex's 1 is not lost; absent tasks keep their weights."""
-    made, seen = rule(), geometry(gramian("gaussian", 3))
-    state = made.init(torch.ones(3, dtype=F64), mf.random.key(0))
+    made, ones = rule(), torch.ones(3, dtype=F64)
+    seen, state = geometry(gramian("gaussian", 3), ones), made.init(ones, mf.random.key(0))
     state = made.update(seen._replace(present=torch.arange(3) != 1), state)[1]
     assert state.weights.tolist()[1] == 1 / 3
     assert float(state.weights.sum()) == pytest.approx(1.0, rel=1e-12)
     for G in (gramian("gaussian", 3), 1e60 * gramian("gaussian", 3, 1), 1e-60 * gramian("hull", 3)):
-        weights, state = made.update(geometry(G), state)
+        weights, state = made.update(geometry(G, ones), state)
         assert bool((weights >= 0).all())
         assert float(weights.sum()) == pytest.approx(1.0, rel=1e-12)
 
@@ -292,22 +271,18 @@ def test_aux_of_every_batch_and_of_the_logarithms():
 
     balance = mf.balance(with_aux, mf.modo(), mf.double_sampling(SHARED), has_aux=True)
     _, _, info = balance.update(PARAMS, BATCHES, balance.init(PARAMS, BATCHES))
-    near(
-        torch.stack([aux["total"] for aux in info.aux]),
-        torch.stack([vector(PARAMS, b).sum() for b in BATCHES]),
-    )
+    near([aux["total"] for aux in info.aux], [vector(PARAMS, b).sum() for b in BATCHES])
     balance = mf.balance(vector, mf.modo(), mf.double_sampling(SHARED))
     assert balance.update(PARAMS, PAIR, balance.init(PARAMS, PAIR))[2].aux == ()
 
 
 # Errors
 def test_errors_name_the_argument():
+    balance = mf.balance(opaque, mf.modo(), mf.double_sampling(SHARED))
     with pytest.raises(TypeError, match="batch:"):
-        mf.balance(lambda p, b: p["x"], mf.modo(), mf.double_sampling()).init(
-            {"x": torch.ones(2)}, torch.ones(2)
-        )
+        balance.init(PARAMS, torch.ones(2))
     with pytest.raises(TypeError, match="got 4 entries"):
-        mf.balance(opaque, mf.modo(), mf.double_sampling(SHARED)).init(PARAMS, (BATCH,) * 4)
+        balance.init(PARAMS, (BATCH,) * 4)
 
 
 STATES = {

@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_leaves
 
 from mtlfunc.core import random
 
@@ -43,11 +44,16 @@ def test_draws_vmapped_equal_loop(draw):
     assert torch.equal(together[None], vmap(vmap(lambda seed: draw(random.key(seed))))(seeds[None]))
 
 
-def in_torch(draw):
-    """What `draw` gives where the compiled functions may not stand in."""
+def both(draw, *given):
+    """What `draw` gives, the same where the compiled functions may not stand in."""
+    fast = draw(*given)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(random, "_is_plain", lambda *numbers: False)
-        return draw()
+        slow = draw(*given)
+    for one, other in zip(tree_leaves(fast), tree_leaves(slow), strict=True):
+        assert (one.dtype, one.shape) == (other.dtype, other.shape)
+        assert torch.equal(one, other)
+    return fast
 
 
 EDGES = [0, 1, -1, 7, -7, 2**40, 2**63 - 1, -(2**63)]
@@ -57,22 +63,11 @@ KEYS = [*EDGES, *np.random.default_rng(0).integers(-(2**63), 2**63 - 1, 40).toli
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_compiled_numbers_equal_torchs_in_every_bit(dtype):
     shapes = [(), (1,), (2,), (7,), (33,), (128,), (3, 5), (2, 3, 4), (4, 0)]
-    for key in KEYS:
-        for draw, shape in product((random.uniform, random.normal), shapes):
-            root = random.key(key)
-            fast, slow = (
-                draw(root, shape, dtype),
-                in_torch(lambda draw=draw, root=root, shape=shape: draw(root, shape, dtype)),
-            )
-            assert fast.dtype == slow.dtype == dtype
-            assert fast.shape == shape
-            assert torch.equal(fast, slow)
-    # long enough for every path of a vectorised erfinv
     for draw in (random.uniform, random.normal):
-        assert torch.equal(
-            draw(random.key(SEED), (10_007,), dtype),
-            in_torch(lambda draw=draw: draw(random.key(SEED), (10_007,), dtype)),
-        )
+        for key, shape in product(KEYS, shapes):
+            found = both(draw, random.key(key), shape, dtype)
+            assert (found.dtype, found.shape) == (dtype, shape)
+        both(draw, random.key(SEED), (10_007,), dtype)  # for every path of a vectorised erfinv
 
 
 def test_numbers_are_the_same_in_every_process():
@@ -85,32 +80,14 @@ def test_numbers_are_the_same_in_every_process():
 def test_compiled_keys_and_permutations_equal_torchs():
     for key in KEYS:
         root = random.key(key)
-        for data in [
-            *EDGES,
-            *(torch.tensor(data) for data in EDGES),
-            torch.tensor(-3, dtype=torch.int32),
-            torch.tensor(True),
-        ]:
-            fast, slow = (
-                random.fold_in(root, data),
-                in_torch(lambda root=root, data=data: random.fold_in(root, data)),
-            )
-            assert fast.dtype == slow.dtype == torch.int64
-            assert fast.shape == ()
-            assert torch.equal(fast, slow)
+        others = (torch.tensor(-3, dtype=torch.int32), torch.tensor(True))
+        for data in (*EDGES, *map(torch.tensor, EDGES), *others):
+            folded = both(random.fold_in, root, data)
+            assert (folded.dtype, folded.shape) == (torch.int64, ())
         for n, rows in ((1, None), (6, None), (5, 3), (130, None)):
-            assert torch.equal(
-                random.permutation(root, n, rows),
-                in_torch(lambda root=root, n=n, rows=rows: random.permutation(root, n, rows)),
-            )
+            both(random.permutation, root, n, rows)
         for drawn in (0, 1, 10**6):
-            state = random.Stream(root, torch.tensor(drawn))
-            (fast, after), (slow, slowly) = (
-                random.draw(state),
-                in_torch(lambda state=state: random.draw(state)),
-            )
-            assert torch.equal(fast, slow)
-            assert torch.equal(after.drawn, slowly.drawn)
+            _, after = both(random.draw, random.Stream(root, torch.tensor(drawn)))
             assert after.drawn.dtype == torch.int64
             assert torch.equal(after.key, root)
 
@@ -121,17 +98,8 @@ def test_compiled_numbers_only_for_what_can_be_read():
     assert random._is_plain(key)
     assert random._is_plain(key, -5)
     vmap(lambda k: seen.append(random._is_plain(k)) or k)(torch.arange(2))
-    seen += [
-        random._is_plain(k)
-        for k in (
-            2**63,
-            1.0,
-            True,
-            torch.arange(2),
-            torch.tensor(3, dtype=torch.int32),
-            torch.tensor(3, device="meta"),
-        )
-    ]
+    wrong = (torch.arange(2), torch.tensor(3, dtype=torch.int32), torch.tensor(3, device="meta"))
+    seen += [random._is_plain(k) for k in (2**63, 1.0, True, *wrong)]
     with FakeTensorMode():
         seen.append(random._is_plain(key))
     assert seen == [False] * len(seen)
@@ -172,10 +140,8 @@ def test_normal_distribution():
     assert abs(x.mean()) < 4 / math.sqrt(n)
     assert abs(x.var() - 1) < 4 * math.sqrt(2 / n)
     assert abs((x**4).mean() - 3) < 4 * math.sqrt(96 / n)
-    assert (
-        kolmogorov_smirnov(x, lambda v: np.array([0.5 * math.erfc(-t / math.sqrt(2)) for t in v]))
-        < 1.95
-    )
+    cdf = np.vectorize(lambda t: 0.5 * math.erfc(-t / math.sqrt(2)))
+    assert kolmogorov_smirnov(x, cdf) < 1.95
 
 
 def test_bits_are_fair():
@@ -197,9 +163,8 @@ def test_permutation_uniform(how):
     elif how == "rows":
         orders = random.permutation(key, 4, rows=n)
     else:
-        orders = vmap(lambda i: random.permutation(random.draw(random.Stream(key, i))[0], 4))(
-            torch.arange(n)
-        )
+        drawn = vmap(lambda i: random.draw(random.Stream(key, i))[0])(torch.arange(n))
+        orders = vmap(lambda key: random.permutation(key, 4))(drawn)
     assert torch.equal(orders.sort(-1).values, torch.arange(4).expand(n, 4))
     code = (orders * torch.tensor([64, 16, 4, 1])).sum(-1)
     _, counts = code.unique(return_counts=True)
