@@ -32,13 +32,10 @@ def test_task_without_shared_parameter_is_named():
         def detached(params, batch, form=form):
             losses = FORMS[form](params, batch)
             own = params["heads.1.bias"].square().sum()
-            if isinstance(losses, tuple):
-                return losses[0], own, losses[2]
-            return (
-                torch.stack([losses[0], own, losses[2]])
-                if form == "vector"
-                else torch.where(torch.arange(TASKS) == 1, own, losses)
-            )
+            if form == "opaque":
+                return torch.where(torch.arange(TASKS) == 1, own, losses)
+            found = losses[0], own, losses[2]
+            return found if form == "tuple" else torch.stack(found)
 
         with pytest.raises(ValueError, match=r"shared: the losses of tasks \[1\]"):
             mf.descend(detached, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)).init(PARAMS, BATCH)
@@ -90,19 +87,13 @@ def test_infinite_gradient_of_finite_loss_is_an_error():
 
 
 def test_representation_checks_its_parts():
-    step = mf.descend(
-        lambda p, b: 2 * vector(p, b),
-        mf.mgda(),
-        mf.representation(encode, decode, shared=SHARED),
-        mf.sgd(0.1),
-    )
-    with pytest.raises(ValueError, match="must be the same function"):
-        step.init(PARAMS, BATCH)
-    step = mf.descend(
-        vector, mf.mgda(), mf.representation(encode, decode, shared="trunk.2.*"), mf.sgd(0.1)
-    )
-    with pytest.raises(ValueError, match=r"encode uses trunk\.0\.weight, trunk\.0\.bias"):
-        step.init(PARAMS, BATCH)
+    for losses, shared, words in (
+        (lambda p, b: 2 * vector(p, b), SHARED, "must be the same function"),
+        (vector, "trunk.2.*", r"encode uses trunk\.0\.weight, trunk\.0\.bias"),
+    ):
+        step = mf.balance(losses, mf.mgda(), mf.representation(encode, decode, shared=shared))
+        with pytest.raises(ValueError, match=words):
+            step.init(PARAMS, BATCH)
 
 
 def test_representation_of_a_dict():
@@ -151,9 +142,8 @@ def test_learned_mix_is_differentiated():
             matrix = torch.eye(count, dtype=torch.float64)[:2] * scale
             return matrix, torch.full((2,), 0.5, dtype=torch.float64)
 
-        step = mf.descend(
-            vector, mf.mean(), mf.jacobian(SHARED, mix=mix, heads="weighted"), mf.sgd(0.1)
-        )
+        probe = mf.jacobian(SHARED, mix=mix, heads="weighted")
+        step = mf.descend(vector, mf.mean(), probe, mf.sgd(0.1))
         return vector(trained(step, [BATCH]).params, BATCH).sum()
 
     check_slope(end, 1.1, "closure", "grad")
@@ -201,10 +191,8 @@ def test_gradnorm_refuses_losses_that_fall_below_zero():
 
 
 def test_negative_radius_under_vmap_gives_nan():
-    gramian = torch.tensor([[1.0, 0.2], [0.2, 1.0]])
-    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(
-        torch.tensor([0.4, -0.4])
-    )
+    gramian, radii = torch.tensor([[1.0, 0.2], [0.2, 1.0]]), torch.tensor([0.4, -0.4])
+    weights = vmap(lambda c: mf.solvers.auto()(mf.solvers.cagrad(gramian, c)).weights)(radii)
     assert bool(weights[0].isfinite().all())
     assert bool(weights[1].isnan().all())
 

@@ -1,6 +1,7 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -67,10 +68,9 @@ def test_grid_of_hypergradients_equals_differences():
     found = grid(slope, axes, points_at_once=3)["value"].values
     np.testing.assert_allclose(found, torch.tensor(loop(slope, axes)).numpy(), rtol=1e-9)
     h = 1e-6
-    for i, seed in enumerate(axes["seed"]):
-        for j, c in enumerate(axes["c"]):
-            high, low = (train(seed, c + s)["losses"][-1].mean() for s in (h, -h))
-            assert found[i, j] == pytest.approx(float((high - low) / (2 * h)), rel=1e-5, abs=1e-9)
+    for (i, seed), (j, c) in product(enumerate(axes["seed"]), enumerate(axes["c"])):
+        high, low = (train(seed, c + s)["losses"][-1].mean() for s in (h, -h))
+        assert found[i, j] == pytest.approx(float((high - low) / (2 * h)), rel=1e-5, abs=1e-9)
 
 
 def test_grid_loops_over_rules_between_vmapped_axes():
@@ -83,30 +83,21 @@ def test_grid_loops_over_rules_between_vmapped_axes():
         assert isinstance(power, int)
         return mf.weights(rule, G * scale**power) + shift
 
-    axes = {
-        "scale": torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE),
-        "rule": rules,
-        "power": [1, 2],
-        "shift": torch.tensor([0.0, 1.0], dtype=DOUBLE),
-    }
+    scales, shifts = torch.arange(1, 4, dtype=DOUBLE), torch.arange(2, dtype=DOUBLE)
+    axes = {"scale": scales, "rule": rules, "power": [1, 2], "shift": shifts}
     for count in (None, 4, 1):
         found = grid(weights, axes, points_at_once=count, dims={"value": ("task",)})["value"]
         assert found.dims == ("scale", "rule", "power", "shift", "task")
         assert found["rule"].values.tolist() == ["mean", "mgda"]
-        for i, scale in enumerate(axes["scale"]):
-            for name, rule in rules.items():
-                for power in (1, 2):
-                    for shift in axes["shift"]:
-                        expected = mf.weights(rule, G * scale**power) + shift
-                        one = found.sel(rule=name, power=power, shift=float(shift)).values[i]
-                        np.testing.assert_allclose(one, expected.numpy(), rtol=1e-9)
+        for i, name, power, shift in product(range(3), rules, (1, 2), shifts):
+            expected = weights(scales[i], rules[name], power, shift)
+            one = found.sel(rule=name, power=power, shift=float(shift)).values[i]
+            np.testing.assert_allclose(one, expected.numpy(), rtol=1e-9)
 
 
 def test_grid_looped_axes_alone_take_what_cannot_be_vmapped():
-    found = grid(
-        lambda a, b: torch.tensor(a) if a > 1 else torch.tensor(a) * float(b.item()),
-        {"a": [1.0, 2.0], "b": {"x": torch.tensor(3.0)}},
-    )
+    axes = {"a": [1.0, 2.0], "b": {"x": torch.tensor(3.0)}}
+    found = grid(lambda a, b: torch.tensor(a if a > 1 else a * b.item()), axes)
     assert found["value"].values.tolist() == [[3.0], [2.0]]
     assert found["b"].values.tolist() == ["x"]
 
@@ -213,9 +204,7 @@ def test_grid_resumes_only_what_is_missing(tmp_path, error):
     second = Counted(train)
     found = grid(second, AXES, points_at_once=3, path=path)  # another chunk size, 4 points left
     assert second.calls == 2
-    whole = grid(train, AXES)
-    for name in ("losses", "final"):
-        np.testing.assert_allclose(found[name].values, whole[name].values, rtol=1e-9)
+    xarray.testing.assert_allclose(found, grid(train, AXES), rtol=1e-9)
     game = lambda seed: {"points": (seed + 1) % 3, "axes": seed * 10.0}  # noqa: E731
     games = [grid(game, {"seed": torch.arange(3)}, path=tmp_path / "game") for _ in range(2)]
     assert games[0].equals(games[1])
@@ -236,25 +225,19 @@ def test_grid_writes_whole_files_or_none(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_whole(tmp_path / "a", breaks)
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a", b"old")]
-    path = tmp_path / "sweep"
-    real = np.savez
-    calls = []
+    path, kept = tmp_path / "sweep", [np.savez]
 
     def savez(file, **arrays):
-        calls.append(file)
-        if len(calls) == 2:
-            breaks(file)
-        real(file, **arrays)
+        kept.pop()(file, **arrays) if kept else breaks(file)
 
     monkeypatch.setattr(np, "savez", savez)
     with pytest.raises(Unfinished, match="after 4 of 12"):
         grid(train, AXES, points_at_once=4, path=path)
+    monkeypatch.undo()
     axes, first = sorted(file.name for file in path.iterdir())
     assert axes == "axes.json"
     assert first.startswith("points-000000000-000000003-4-")
-    np.testing.assert_allclose(
-        grid(train, AXES, path=path)["final"].values, grid(train, AXES)["final"].values, rtol=1e-9
-    )
+    xarray.testing.assert_allclose(grid(train, AXES, path=path), grid(train, AXES), rtol=1e-9)
 
 
 def test_grid_goes_on_with_more_values_of_an_axis(tmp_path):
@@ -356,13 +339,9 @@ def test_grid_names_broken_files(begun):
     axes = {"a": torch.arange(3), "b": [1, 2]}
     file = sorted(begun.glob("points-*"))[1]
     whole = file.read_bytes()
-    broken_files = [whole[:-40], b"", b"not a zip"]
-    one: dict[str, Any] = {"f.value": np.zeros(1, dtype=np.int64)}
-    others: list[dict[str, Any]] = [
-        {"x": np.zeros(2)},
-        *({"points": np.array(points)} | one for points in ([99], [0.5])),
-    ]
-    for arrays in others:
+    broken_files, one = [whole[:-40], b"", b"not a zip"], np.zeros(1, dtype=np.int64)
+    others: Any = [{"points": np.array(x), "f.value": one} for x in ([99], [0.5])]
+    for arrays in (*others, {"x": np.zeros(2)}):
         np.savez(begun / "other.npz", **arrays)
         broken_files.append((begun / "other.npz").read_bytes())
     for broken in broken_files:
@@ -437,18 +416,14 @@ def test_grid_explains_what_cannot_be_vmapped():
     with pytest.raises(RuntimeError, match="f:") as caught:
         grid(lambda k: k if k > 0 else -k, {"k": torch.arange(3)})
     assert caught.value.__notes__ == ["grid: at (k=0) …"]
-    assert grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, points_at_once=1)[
-        "value"
-    ].values.tolist() == [0, -1, 2]
+    found = grid(lambda k: k if k > 1 else -k, {"k": torch.arange(3)}, points_at_once=1)
+    assert found["value"].values.tolist() == [0, -1, 2]
 
 
 def test_grid_names_the_point_of_an_error():
+    axes = {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)}
     with pytest.raises(ZeroDivisionError) as caught:
-        grid(
-            lambda rule, k: k / (1 // (k.ndim - rule)),
-            {"rule": {"fine": 1, "bad": 0}, "k": torch.arange(4)},
-            points_at_once=2,
-        )
+        grid(lambda rule, k: k / (1 // (k.ndim - rule)), axes, points_at_once=2)
     assert caught.value.__notes__ == ["grid: at (rule=bad, k=0) …"]
 
 

@@ -37,19 +37,19 @@ def named_decode(params, z, batch):
     return {f"task {task}": loss for task, loss in enumerate(decode(params, z, batch).unbind())}
 
 
+def some(batch):
+    return torch.tensor([True, False, True])
+
+
+def encoded(losses):
+    return mf.representation(encode, losses(named_decode), shared=SHARED)
+
+
 METHODS = {
     **{x: lambda losses, x=x: parts(x) for x in ("pcgrad", "gradnorm", *STATEFUL)},
-    "present": lambda losses: (
-        mf.mgda(),
-        mf.jacobian(SHARED, present=lambda batch: torch.tensor([True, False, True])),
-        BATCH,
-    ),
+    "present": lambda losses: (mf.mgda(), mf.jacobian(SHARED, present=some), BATCH),
     "losses only": lambda losses: (mf.stch(0.3), mf.losses_only(), BATCH),
-    "representation": lambda losses: (
-        mf.mgda(),
-        mf.representation(encode, losses(named_decode), shared=SHARED),
-        BATCH,
-    ),
+    "representation": lambda losses: (mf.mgda(), encoded(losses), BATCH),
 }
 
 
@@ -83,15 +83,10 @@ def test_names_pass_through_vmap(name):
 
 
 def test_the_order_is_that_of_init_and_stays_so_through_a_file(tmp_path):
-    backwards = (2, 1, 0)
-    step = mf.balance(
-        lambda params, batch: reordered(named(params, batch), backwards),
-        mf.mgda(),
-        mf.jacobian(SHARED),
-    )
+    forms = named, lambda params, batch: reordered(named(params, batch), (2, 1, 0))
+    other, step = (mf.balance(losses, mf.mgda(), mf.jacobian(SHARED)) for losses in forms)
     torch.save(step.init(PARAMS, BATCH), tmp_path / "state.pt")
     state = torch.load(tmp_path / "state.pt")
-    other = mf.balance(named, mf.mgda(), mf.jacobian(SHARED))
     for balance in (step, other):
         _, _, info = balance.update(PARAMS, BATCH, state)
         assert tuple(info.tasks) == NAMES[::-1]
@@ -111,9 +106,7 @@ def test_names_come_with_aux_and_are_recorded():
 
     step = mf.descend(with_aux, mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.02), has_aux=True)
     _, record = rollout(step, step.init(PARAMS, BATCH), [BATCH] * 3)
-    assert {name: loss.shape for name, loss in record.tasks.items()} == {
-        name: torch.Size([3]) for name in NAMES
-    }
+    assert {name: len(loss) for name, loss in record.tasks.items()} == dict.fromkeys(NAMES, 3)
     torch.testing.assert_close(torch.stack(tuple(record.tasks.values()), 1), record.losses)
 
 
@@ -147,9 +140,8 @@ def test_tasks_that_come_or_go_are_named(change, probe):
 
 def test_tasks_that_come_or_go_between_the_batches_of_one_step_are_named():
     def losses(params, batch):
-        return (
-            without(named, "task 1")(params, batch) if len(batch[0]) < 8 else named(params, batch)
-        )
+        few = len(batch[0]) < 8
+        return (without(named, "task 1") if few else named)(params, batch)
 
     step = mf.balance(losses, mf.modo(), mf.double_sampling(SHARED))
     half = tuple(x[:4] for x in BATCH)
