@@ -86,14 +86,11 @@ def test_normalize_zero_sizes():
     n = J.norm(dim=1)
     near(weights, torch.stack([n.mean() / n[0], torch.ones((), dtype=F64), n.mean() / n[2]]) / 3)
     losses = torch.tensor([2.0, 0.0, 4.0], dtype=F64)
-    near(
-        mf.weights(mf.normalize(mf.mean(), "loss"), J @ J.mT, losses),
-        torch.tensor([1.0, 1.0, 0.5], dtype=F64) / 3,
-    )
+    weights = mf.weights(mf.normalize(mf.mean(), "loss"), J @ J.mT, losses)
+    near(weights, torch.tensor([1.0, 1.0, 0.5], dtype=F64) / 3)
     for by in ("norm", "loss", "both"):
-        assert mf.weights(
-            mf.normalize(mf.mean(), by), torch.zeros(3, 3, dtype=F64), torch.zeros(3, dtype=F64)
-        ).tolist() == pytest.approx([1 / 3] * 3)
+        weights = mf.weights(mf.normalize(mf.mean(), by), torch.zeros(3, 3), torch.zeros(3))
+        assert weights.tolist() == pytest.approx([1 / 3] * 3)
 
 
 def test_normalize_by_losses_needs_no_gramian():
@@ -105,14 +102,8 @@ def test_normalize_by_losses_needs_no_gramian():
 
 
 def test_normalize_by_losses_below_0_is_nan_under_vmap():
-    negative = torch.tensor([1.0, -1.0], dtype=F64)
-    assert (
-        vmap(lambda l: mf.weights(mf.normalize(mf.mean(), "both"), torch.eye(2, dtype=F64), l))(
-            negative[None]
-        )
-        .isnan()
-        .all()
-    )
+    negative, rule = torch.tensor([[1.0, -1.0]], dtype=F64), mf.normalize(mf.mean(), "both")
+    assert vmap(lambda l: mf.weights(rule, torch.eye(2).double(), l))(negative).isnan().all()
 
 
 # --- momentum -----------------------------------------------------------------------------------

@@ -28,14 +28,11 @@ READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
 
 # --- every rule ---------------------------------------------------------------------------------
 # right angles tie Frank–Wolfe's argmin
-@pytest.mark.parametrize(
-    ("rule", "drawn"),
-    in_turn(
-        [name for name in DETERMINISTIC if RULES[name].symmetric],
-        [("gaussian", 2), ("hull", 5), ("hull", 2), ("gaussian", 5)],
-        2,
-    ),
-)
+SYMMETRIC = [name for name in DETERMINISTIC if RULES[name].symmetric]
+DRAWN = [("gaussian", 2), ("hull", 5), ("hull", 2), ("gaussian", 5)]
+
+
+@pytest.mark.parametrize(("rule", "drawn"), in_turn(SYMMETRIC, DRAWN, 2))
 @every("drawn")
 def test_rule_permutation_equivariant(rule, drawn):
     (family, count), case = drawn, RULES[rule]
@@ -52,10 +49,10 @@ def test_rule_permutation_equivariant(rule, drawn):
     near(turned, weights(G, losses)[:, order], case.accuracy, case.accuracy)
 
 
-@pytest.mark.parametrize(
-    ("rule", "family"),
-    in_turn([name for name, case in RULES.items() if case.homogeneous], FAMILIES, 4),
-)
+HOMOGENEOUS = [name for name, case in RULES.items() if case.homogeneous]
+
+
+@pytest.mark.parametrize(("rule", "family"), in_turn(HOMOGENEOUS, FAMILIES, 4))
 @every("family")
 def test_rule_scale_by_powers_of_two_changes_no_bit(rule, family):
     """J times 2^±33, about 1e±10, leaves the weights as they were: no absolute epsilon."""
@@ -208,12 +205,9 @@ def test_rule_extreme_norms_finite(rule, dtype):
 def test_rule_float32_equals_float64(rule, family):
     """Of a Gramian accumulated in float64, to 1e-5 in well conditioned problems."""
     case = RULES[rule]
-    J = jacobian(family, 3).float()
-    losses = losses_of(3).float()
-    narrow, wide = (
-        mf.aggregate(case.make(), rows, l, key=2)
-        for rows, l in ((J, losses), (J.double(), losses.double()))
-    )
+    J, losses = jacobian(family, 3).float(), losses_of(3).float()
+    narrow = mf.aggregate(case.make(), J, losses, key=2)
+    wide = mf.aggregate(case.make(), J.double(), losses.double(), key=2)
     assert narrow.dtype == torch.float32
     assert (narrow.double() - wide).norm() <= 1e-5 * wide.norm()
 
@@ -233,22 +227,18 @@ def test_rule_nan_raises_alone_and_stays_nan_under_vmap(rule):
     near(together[1], mf.weights(case.make(), G[1], losses_of(3)), 1e-9, 1e-12)
 
 
+MASKED = [name for name, case in RULES.items() if case.masks]
+
+
 @pytest.mark.parametrize(
-    ("rule", "family"),
-    in_turn(
-        [name for name, case in RULES.items() if case.masks],
-        ["gaussian", "spread", "duplicates"],
-        1,
-    ),
+    ("rule", "family"), in_turn(MASKED, ["gaussian", "spread", "duplicates"], 1)
 )
 @every("family")
 def test_rule_on_present_tasks_alone(rule, family):
     """Absent tasks get 0, the others what they would alone; with nobody there it stays."""
     case = RULES[rule]
     J, losses = jacobian(family, 5, 3), losses_of(5)
-    masks = torch.tensor(
-        [[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], dtype=torch.bool
-    )
+    masks = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 0, 0, 1], [0, 0, 1, 0, 0], [0] * 5]) > 0
     batched = vmap(lambda present: with_absent(case.make(), J, losses, present))(masks)
     for present, together in zip(masks, batched, strict=True):
         weights = with_absent(case.make(), J, losses, present)

@@ -6,11 +6,10 @@ import torch
 from torch.func import grad, jvp, vmap
 
 import mtlfunc as mf
-from mtlfunc.types import Geometry
 from tests.support.every import in_turn
 from tests.support.families import jacobian
 from tests.support.registry import RULES
-from tests.support.rules import SPECTRAL
+from tests.support.rules import SPECTRAL, geometry
 
 F64 = torch.float64
 SMOOTH = [name for name, case in RULES.items() if case.smooth]
@@ -31,11 +30,7 @@ def curve(rule, count=3, width=4, steps=2, seed=0):
             losses = (1 + task) * torch.exp(-s * (0.2 + 0.1 * task) - 0.1 * step * task)
             if state is None:
                 state = rule.init(losses, mf.random.key(5))
-            present = torch.ones(count, dtype=torch.bool)
-            weights, state = rule.update(
-                Geometry(losses, rows @ rows.mT, torch.full_like(losses, 1 / count), present, {}),
-                state,
-            )
+            weights, state = rule.update(geometry(rows @ rows.mT, losses), state)
             kept.append(weights)
         return (probe * torch.stack(kept)).sum()
 
@@ -82,11 +77,8 @@ def agree(value, rtol=1e-5, smooth=None, nestings=NESTINGS):
 
 
 PLAIN = [name for name in SMOOTH if "-" not in name]
-VARIANTS = [
-    pytest.param(name, NESTINGS, id=name, marks=pytest.mark.exhaustive)
-    for name in SMOOTH
-    if "-" in name
-]
+LATER = pytest.mark.exhaustive
+VARIANTS = [pytest.param(x, NESTINGS, id=x, marks=LATER) for x in SMOOTH if "-" in x]
 
 
 @pytest.mark.parametrize(("rule", "nestings"), [*in_turn(PLAIN, NESTINGS, 2), *VARIANTS])

@@ -62,8 +62,10 @@ def test_grad_of_a_training_run_with_respect_to_c(name):
 
 @pytest.mark.parametrize(
     "probe",
-    [*(mf.jacobian(SHARED, heads=x) for x in ("plain", "weighted")), mf.losses_only()]
-    + [mf.representation(encode, decode)],
+    [
+        *(mf.jacobian(SHARED, heads=heads) for heads in ("plain", "weighted")),
+        *(mf.losses_only(), mf.representation(encode, decode)),
+    ],
 )
 def test_weights_that_require_grad_by_themselves_are_differentiated(probe):
     """Plain autograd with respect to static weights, which no loss depends on."""

@@ -342,7 +342,7 @@ def test_grid_names_broken_files(begun):
     broken_files, one = [whole[:-40], b"", b"not a zip"], np.zeros(1, dtype=np.int64)
     others: Any = [{"points": np.array(x), "f.value": one} for x in ([99], [0.5])]
     for arrays in (*others, {"x": np.zeros(2)}):
-        np.savez(begun / "other.npz", **arrays)
+        np.savez(begun / "other.npz", **arrays)  # pyright: ignore[reportArgumentType]
         broken_files.append((begun / "other.npz").read_bytes())
     for broken in broken_files:
         file.write_bytes(broken)
