@@ -47,10 +47,8 @@ def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
 
 @pytest.mark.parametrize("name", RULES)
 def test_uniform_preference_is_the_default_and_a_factor_does_not_count(name):
-    one, _ = weights_of(RULES[name](), SERIES)
-    near(
-        weights_of(RULES[name](preference=torch.full((4,), 3.0, dtype=F64)), SERIES)[0], one, 1e-12
-    )
+    one, even = weights_of(RULES[name](), SERIES)[0], torch.full((4,), 3.0, dtype=F64)
+    near(weights_of(RULES[name](preference=even), SERIES)[0], one, 1e-12)
     with pytest.raises(ValueError, match=r"preference: .*entries >= 0"):
         weights_of(RULES[name](preference=-torch.ones(4, dtype=F64)), SERIES)
     with pytest.raises(ValueError, match=r"preference: expected shape \[4\]"):
@@ -100,25 +98,19 @@ def test_state_of_an_absent_task_does_not_move(name):
     for losses, here in zip(SERIES, present, strict=True):
         weights, following = rule.update(geometry(losses, here), state)
         assert not weights[~here].any()
+        last = following.last if isinstance(following, FAMOState) else ()
         for new, old in zip(tree_leaves(following), tree_leaves(state), strict=True):
-            if new.ndim and not (
-                isinstance(following, FAMOState) and any(new is leaf for leaf in following.last)
-            ):
+            if new.ndim and not any(new is leaf for leaf in last):
                 if name != "dwa":  # at an epoch's end its running sums start anew for all
                     assert torch.equal(new[~here], old[~here])
             elif not here.any() and not new.ndim and name in ("uw", "imtl_l", "famo"):
                 assert torch.equal(new, old)
         state = following
-    near(
-        weights_of(rule, SERIES, present)[0][:, :3],
-        weights_of(rule, SERIES[:, :3], present[:, :3])[0],
-        1e-12,
-    )
-    batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(
-        torch.stack([present, torch.ones_like(present)])
-    )
-    near(batched[0], weights_of(rule, SERIES, present)[0], 1e-12, 1e-15)
-    near(batched[1], weights_of(rule, SERIES)[0], 1e-12, 1e-15)
+    some = weights_of(rule, SERIES, present)[0]
+    near(some[:, :3], weights_of(rule, SERIES[:, :3], present[:, :3])[0], 1e-12)
+    masks = torch.stack([present, torch.ones_like(present)])
+    batched = vmap(lambda here: weights_of(rule, SERIES, here)[0])(masks)
+    near(batched, torch.stack([some, weights_of(rule, SERIES)[0]]), 1e-12, 1e-15)
 
 
 def test_grids_of_hyper_parameters_are_one_vmap():
@@ -142,11 +134,10 @@ def test_nan_losses_give_nan_weights(name):
     assert got[:2].isfinite().all()
 
 
-@pytest.mark.parametrize(
-    ("name", "bad"),
-    [(name, bad) for name in ("gls", "stch-warmup", "famo") for bad in (0.0, -1.0)]
-    + [("dwa", -1.0)],
-)
+NEGATIVE = [(name, -1.0) for name in ("gls", "stch-warmup", "famo", "dwa")]
+
+
+@pytest.mark.parametrize(("name", "bad"), [*NEGATIVE, *((name, 0.0) for name, _ in NEGATIVE[:3])])
 def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, bad):
     broken = SERIES.clone()
     broken[1, 2] = bad
@@ -156,11 +147,8 @@ def test_losses_that_are_not_positive_raise_alone_and_are_nan_under_vmap(name, b
     assert got[0, 2 * 2 if name == "dwa" else 1 :].isnan().any(-1).any()
     near(got[1], weights_of(RULES[name](), SERIES)[0], 1e-12)
     # An absent task's loss is 0 and none of anybody's business.
-    assert (
-        weights_of(RULES[name](), broken, torch.tensor([[True, True, False, True]] * 12))[0]
-        .isfinite()
-        .all()
-    )
+    others = torch.tensor([[True, True, False, True]] * 12)
+    assert weights_of(RULES[name](), broken, others)[0].isfinite().all()
 
 
 def test_dwa_of_a_solved_task_raises():
@@ -203,19 +191,15 @@ def test_arguments_are_checked():
 
 
 def test_second_evaluation_says_what_it_cannot_take():
-    step = mf.descend(
-        vector, mf.famo(), mf.second_evaluation(mf.jacobian(SHARED, mix=mf.subset(2))), mf.sgd(0.1)
-    )
+    def step_of(probe):
+        losses = lambda params, batch: vector(params, batch[:2])  # noqa: E731
+        return mf.balance(losses, mf.famo(), mf.second_evaluation(probe))
+
+    step = step_of(mf.jacobian(SHARED, mix=mf.subset(2)))
     with pytest.raises(ValueError, match="second_evaluation: the probe mixes 3 tasks into 2 rows"):
-        step.update(step.init(PARAMS, BATCH), BATCH)
-    step = mf.descend(
-        lambda params, batch: vector(params, batch[:2]),
-        mf.famo(),
-        mf.second_evaluation(mf.losses_only()),
-        mf.sgd(0.1),
-    )
+        step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
     with pytest.raises(TypeError, match=r"batch: second_evaluation keeps it .* got str"):
-        step.init(PARAMS, (*BATCH, "name"))
+        step_of(mf.losses_only()).init(PARAMS, (*BATCH, "name"))
 
 
 # --- edits of single coordinates ----------------------------------------------------------------

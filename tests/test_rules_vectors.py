@@ -192,15 +192,11 @@ def test_least_distance_meets_its_optimality_conditions(count):
     solve = solvers.auto()
     for seed, wide in product(range(10), (True, False)):
         rng = np.random.default_rng([seed, count])
-        normals = torch.from_numpy(
-            rng.standard_normal((count, count + 3 if wide else max(1, count // 2)))
-        )
-        inside = torch.from_numpy(rng.standard_normal(normals.shape[1]))
-        h = (
-            torch.from_numpy(rng.standard_normal(count))
-            if wide
-            else normals @ inside - torch.from_numpy(rng.uniform(0, 1, count))
-        )
+        width = count + 3 if wide else max(1, count // 2)
+        normals = torch.from_numpy(rng.standard_normal((count, width)))
+        h = torch.from_numpy(rng.standard_normal(count))
+        if not wide:
+            h = normals @ torch.from_numpy(rng.standard_normal(width)) - h.abs()
         multipliers, feasible = least_distance(normals @ normals.mT, h, solve)
         assert feasible
         x = multipliers @ normals
@@ -213,12 +209,8 @@ def test_least_distance_meets_its_optimality_conditions(count):
 def test_least_distance_knows_what_cannot_be_met():
     n = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=F64)
     solve = solvers.auto()
-    for h, possible in (
-        ([1.0, 0.5, 0.0], False),
-        ([1.0, -2.0, 3.0], True),
-        ([1e-6, 1e-6, 1.0], False),
-        ([-1.0, -1.0, -1.0], True),
-    ):
+    never, possibly = ([1.0, 0.5, 0.0], [1e-6, 1e-6, 1.0]), ([1.0, -2.0, 3.0], [-1.0] * 3)
+    for h, possible in (*((h, False) for h in never), *((h, True) for h in possibly)):
         multipliers, feasible = least_distance(n @ n.mT, torch.tensor(h, dtype=F64), solve)
         assert bool(feasible) == possible
         assert possible or not multipliers.any()
@@ -259,15 +251,13 @@ def test_pcd_edge_cases():
 
 
 def test_pcd_with_tasks_absent():
-    J, losses = jacobian("gaussian", 5, 3), losses_of(5)
+    J, losses, rule = jacobian("gaussian", 5, 3), losses_of(5), mf.pcd(0.3)
     present = torch.tensor([True, False, True, True, False])
-    weights = with_absent(mf.pcd(0.3), J, losses, present)
-    alone = with_absent(mf.pcd(0.3), J[present], losses[present], torch.ones(3, dtype=torch.bool))
+    weights = with_absent(rule, J, losses, present)
+    alone = with_absent(rule, J[present], losses[present], present[present])
     assert (weights[:, ~present] == 0).all()
     near(weights @ J, alone @ J[present], 1e-9, 1e-12)
-    # without the primary there is no step
-    assert not with_absent(mf.pcd(0.3), J, losses, ~present).any()
-    rule = mf.pcd(0.3)
+    assert not with_absent(rule, J, losses, ~present).any()  # without the primary: no step
     state = rule.init(losses, mf.random.key(0))
     _, after = rule.update(Geometry(losses, J @ J.mT, present / 3, present, {}), state)
     assert after.seen.tolist() == [1, 0, 1, 1, 0]
