@@ -75,28 +75,21 @@ def test_portrait_of_the_mean_is_its_formula():
     np.testing.assert_allclose(length, 1, rtol=1e-10)
     np.testing.assert_allclose(first, (1 + r * np.cos(phi)) / mean, atol=1e-10)
     np.testing.assert_allclose(second, (r + np.cos(phi)) / mean, atol=1e-10)
-    np.testing.assert_allclose(
-        direction, np.arctan2(r * np.sin(phi), 1 + r * np.cos(phi)) / phi, atol=1e-10
-    )
+    angle = np.arctan2(r * np.sin(phi), 1 + r * np.cos(phi))
+    np.testing.assert_allclose(direction, angle / phi, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", list(RULES))
 def test_portrait_equals_single_calls(name):
     phi, r = cells(7, 5)
-    _, length, _, second = (
-        meshed(panel) for panel in plot.portrait(RULES[name], cells=(7, 5), key=3)
-    )
-    for i, j in ((0, 0), (2, 5), (4, 3)):
-        jacobian = torch.tensor(
-            [[1.0, 0.0], [r[i, j] * np.cos(phi[i, j]), r[i, j] * np.sin(phi[i, j])]],
-            dtype=torch.float64,
-        )
+    _, length, _, second = map(meshed, plot.portrait(RULES[name], cells=(7, 5), key=3))
+    for at in ((0, 0), (2, 5), (4, 3)):
+        other = [r[at] * np.cos(phi[at]), r[at] * np.sin(phi[at])]
+        jacobian = torch.tensor([[1.0, 0.0], other], dtype=torch.float64)
         d = mf.aggregate(RULES[name], jacobian, torch.ones(2, dtype=torch.float64), key=3)
-        mean = jacobian.mean(0).norm()
-        assert length[i, j] == pytest.approx(float(d.norm() / mean), rel=1e-9)
-        assert second[i, j] == pytest.approx(
-            float(jacobian[1] @ d / jacobian[1].norm() / mean), rel=1e-8, abs=1e-10
-        )
+        mean, rate = jacobian.mean(0).norm(), jacobian[1] @ d / jacobian[1].norm()
+        assert length[at] == pytest.approx(float(d.norm() / mean), rel=1e-9)
+        assert second[at] == pytest.approx(float(rate / mean), rel=1e-8, abs=1e-10)
 
 
 def test_portrait_hatches_where_the_mean_raises_a_loss():
@@ -127,52 +120,44 @@ def test_portrait_takes_functions_and_rules_that_cannot_be_vmapped():
         calls.append(float(gramian[0, 0]))
         return torch.softmax(-gramian.diagonal().log(), -1)
 
-    first, second = (
-        meshed(plot.portrait(f, ("length",), cells=(6, 5))[0]) for f in (batched, branching)
-    )
-    np.testing.assert_allclose(first, second, rtol=1e-12)
+    np.testing.assert_allclose(small(batched, "length"), small(branching, "length"), rtol=1e-12)
     assert len(calls) == 30
 
 
+def small(rule, show, **options):
+    return meshed(plot.portrait(rule, (show,), cells=(6, 5), **options)[0])
+
+
 def test_portrait_passes_losses_and_key():
-    by_loss = plot.portrait(
-        lambda gramian, losses: losses / losses.sum(), ("rate 1",), cells=(6, 5), losses=[1.0, 3.0]
-    )
-    static = plot.portrait(
-        mf.mean(preference=torch.tensor([0.25, 0.75])), ("rate 1",), cells=(6, 5)
-    )
-    np.testing.assert_allclose(meshed(by_loss[0]), meshed(static[0]), rtol=1e-12)
+    def by_loss(gramian: Tensor, losses: Tensor) -> Tensor:
+        return losses / losses.sum()
+
+    static = small(mf.mean(preference=torch.tensor([0.25, 0.75])), "rate 1")
+    found = small(by_loss, "rate 1", losses=[1.0, 3.0])
+    np.testing.assert_allclose(found, static, rtol=1e-12)
 
     def draw(losses: Tensor, key: Tensor) -> Tensor:
         return torch.softmax(normal(key, (2,), torch.float64), -1)
 
     rule = mf.Rule(draw, lambda geometry, state: (state, state), frozenset())
     share = mf.weights(rule, torch.eye(2, dtype=torch.float64), key=5)
-    drawn = plot.portrait(rule, ("rate 2",), cells=(6, 5), key=5)
-    np.testing.assert_allclose(
-        meshed(drawn[0]),
-        meshed(plot.portrait(mf.mean(preference=share), ("rate 2",), cells=(6, 5))[0]),
-        rtol=1e-12,
-    )
+    expected = small(mf.mean(preference=share), "rate 2")
+    np.testing.assert_allclose(small(rule, "rate 2", key=5), expected, rtol=1e-12)
 
 
 def test_portrait_leaves_cells_grey_where_weights_are_not_finite():
     def rule(gramian: Tensor) -> Tensor:
         return (gramian[0, 1] * torch.ones(2, dtype=gramian.dtype)).sqrt()  # NaN in conflict
 
-    with pytest.warns(
-        UserWarning, match=r"NaN or infinite weights at 15 of 30 points, first at 105°"
-    ):
+    said = "NaN or infinite weights at 15 of 30 points, first at 105°"
+    with pytest.warns(UserWarning, match=said):
         (panel,) = plot.portrait(rule, ("length",), cells=(6, 5))
     np.testing.assert_array_equal(np.isnan(meshed(panel)), cells(6, 5)[0] > np.pi / 2)
     assert panel.get_facecolor() == to_rgba("0.75")
 
 
 def test_portrait_has_no_direction_where_d_is_zero():
-    (panel,) = plot.portrait(
-        lambda gramian: torch.zeros_like(gramian[0]), ("direction",), cells=(4, 3)
-    )
-    assert np.isnan(meshed(panel)).all()
+    assert np.isnan(small(lambda gramian: torch.zeros_like(gramian[0]), "direction")).all()
 
 
 # ---- simplex ----
@@ -209,12 +194,9 @@ def test_simplex_map_is_the_worst_cosine_and_the_length():
     cosines = d @ jacobian.T / np.linalg.norm(d, axis=1)[:, None] / np.linalg.norm(jacobian, axis=1)
     assert len(weights) == 21 * 22 // 2
     np.testing.assert_allclose(worst, cosines.min(1), atol=1e-10)
-    _, length = mapped(
-        plot.simplex(jacobian @ jacobian.T, ax=axes(), value="length", resolution=20)
-    )
-    np.testing.assert_allclose(
-        length, np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max(), atol=1e-10
-    )
+    panel = plot.simplex(jacobian @ jacobian.T, ax=axes(), value="length", resolution=20)
+    length = np.linalg.norm(d, axis=1) / np.linalg.norm(jacobian, axis=1).max()
+    np.testing.assert_allclose(mapped(panel)[1], length, atol=1e-10)
     best = lambda w: (torch.from_numpy(jacobian @ jacobian.T) @ w).argmin()  # noqa: E731
     drawn = plot.simplex(jacobian @ jacobian.T, ax=axes(), value=best, resolution=10).collections[0]
     middles = np.stack([np.asarray(path.vertices)[:3].mean(0) for path in drawn.get_paths()])
@@ -234,12 +216,8 @@ def test_simplex_hatches_where_a_loss_rises():
 
 def test_simplex_marks_rules_and_the_shortest_combination():
     gramian = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
-    panel = plot.simplex(
-        gramian,
-        {"mean": mf.mean(), "cagrad": mf.cagrad(0.4), "negative": lambda g: g[0] - 0.25},
-        axes(),
-        names=["a", "b", "c"],
-    )
+    rules = {"mean": mf.mean(), "cagrad": mf.cagrad(0.4), "negative": lambda g: g[0] - 0.25}
+    panel = plot.simplex(gramian, rules, axes(), names=["a", "b", "c"])
     np.testing.assert_allclose(spot(panel, "min-norm"), np.array([4, 2, 1]) / 7, atol=1e-12)
     np.testing.assert_allclose(spot(panel, "mean"), np.full(3, 1 / 3), atol=1e-12)
     weights = mf.weights(mf.cagrad(0.4), gramian).numpy()

@@ -17,6 +17,7 @@ from torch.func import grad, vmap
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise.graph import read_graph
 from mtlfunc.gradients.layerwise.owners import walk
+from tests.support.oracles import literal
 
 F64 = torch.float64
 
@@ -307,10 +308,7 @@ def test_steps_inside_samples_and_across_them(step):
         h = STEPS[step](h.transpose(0, 1)).transpose(0, 1) if across else STEPS[step](h)
         return (h * tensor(7, N, N)).sin().sum((1, 2))
 
-    leaf = params["w"].clone().requires_grad_()
-    each = losses({"w": leaf}, x)
-    rows = [torch.autograd.grad(one, leaf, retain_graph=True)[0].flatten() for one in each]
-    rows = torch.stack(rows)
+    rows = literal(losses, params, x)
     near = {"rtol": 1e-4, "atol": 1e-5} if step in ("fused lstm", "last state") else {}
     torch.testing.assert_close(mf.sample_gramian(losses, params, x)[1], rows @ rows.mT, **near)
     torch.testing.assert_close(mf.sample_norms(losses, params, x)[1], rows.norm(dim=1), **near)
@@ -339,13 +337,8 @@ def test_as_many_ensembles_as_samples():
         return (batch @ params["w"]).softmax(0).square().sum(1)
 
     together = vmap(lambda p: mf.sample_gramian(losses, p, x)[1])(params)
-    for i in range(N):
-        torch.testing.assert_close(
-            together[i],
-            mf.sample_gramian(losses, {"w": params["w"][i]}, x, engine="rows")[1],
-            rtol=1e-12,
-            atol=1e-14,
-        )
+    rows = [mf.sample_gramian(losses, {"w": w}, x, engine="rows")[1] for w in params["w"]]
+    torch.testing.assert_close(together, torch.stack(rows), rtol=1e-12, atol=1e-14)
     with pytest.raises(ValueError, match="samples mix in softmax"):
         vmap(lambda p: mf.sample_gramian(mixing, p, x)[1])(params)
     for measure in (mf.sample_gramian, mf.sample_norms):
@@ -355,17 +348,10 @@ def test_as_many_ensembles_as_samples():
     inside = mf.sample_gramian(
         lambda p, batch: vmap(lambda s: torch.tanh(s @ p["w"]).square().sum())(batch), one, x
     )[1]
-    torch.testing.assert_close(
-        inside, mf.sample_gramian(losses, one, x, engine="rows")[1], rtol=1e-12, atol=1e-14
-    )
+    torch.testing.assert_close(inside, rows[0], rtol=1e-12, atol=1e-14)
+    features = vmap(lambda feature: torch.tanh(feature).sum(), in_dims=1)
     with pytest.raises(ValueError, match="the samples mix"):
-        mf.sample_gramian(
-            lambda p, batch: vmap(lambda feature: torch.tanh(feature).sum(), in_dims=1)(
-                batch @ p["w"]
-            ),
-            one,
-            x,
-        )
+        mf.sample_gramian(lambda p, batch: features(batch @ p["w"]), one, x)
 
 
 def test_counts_of_a_batch_have_no_gradients_of_samples():
@@ -405,22 +391,15 @@ def test_weights_made_of_weights_have_no_samples(name, samples):
     """Their axis of 8 is a multiple of 4 and of 8 samples."""
     generator = torch.Generator().manual_seed(samples)
     shapes = {"a": (8, 2), "b": (2, 5), "g": (8, 1), "v": (8, 5)}
-    params = {
-        key: torch.randn(shape, dtype=F64, generator=generator) for key, shape in shapes.items()
-    }
+    params = {key: torch.randn(s, dtype=F64, generator=generator) for key, s in shapes.items()}
     x = torch.randn(2, samples, 5, dtype=F64, generator=generator)
 
     def losses(params, x):
         return F.linear(x, MERGED[name](**params)).square().sum(1)
 
-    def expected(x):
-        rows = torch.func.jacrev(losses)(params, x)
-        J = torch.cat([rows[key].flatten(1) for key in params], 1)
-        return J @ J.mT
-
     def found(x):
         return mf.sample_gramian(losses, params, x)[1]
 
-    each = torch.stack([expected(one) for one in x])
-    torch.testing.assert_close(found(x[0]), each[0])
-    torch.testing.assert_close(vmap(found)(x), each)
+    rows = torch.stack([literal(losses, params, one) for one in x])
+    torch.testing.assert_close(found(x[0]), rows[0] @ rows[0].mT)
+    torch.testing.assert_close(vmap(found)(x), rows @ rows.mT)

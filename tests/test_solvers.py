@@ -82,22 +82,14 @@ def solved(solver, problem, family, count, seed) -> tuple[torch.Tensor, Solution
 
 def answers(solver, problem, family, most=12):
     """Gramians of 1, 2, 4 and, where the solver takes them, 12 tasks, with the solver's answers."""
-    sizes = ((1, 0), (2, 0), (2, 1), (4, 0), (4, 1), (12, 0))
-    return [
-        solved(solver, problem, family, count, seed)
-        for count, seed in sizes
-        if count <= min(most, SOLVERS[solver].most_tasks)
-    ]
+    most, sizes = min(most, SOLVERS[solver].most_tasks), ((1, 0), (2, 0), (2, 1), (4, 0), (4, 1))
+    return [solved(solver, problem, family, *x) for x in (*sizes, (12, 0)) if x[0] <= most]
 
 
 def answers_beside_best(solver, problem, family):
     """The same up to 4 tasks, beside the answer of the enumeration of faces."""
-    return [
-        (*one, best)
-        for one, (_, best) in zip(
-            answers(solver, problem, family, 4), answers("faces", problem, family, 4), strict=True
-        )
-    ]
+    one, best = (answers(x, problem, family, 4) for x in (solver, "faces"))
+    return [(*mine, known) for mine, (_, known) in zip(one, best, strict=True)]
 
 
 def check(problem, G, solution: Solution, c=0.4) -> Solution:
@@ -138,14 +130,10 @@ def test_solver_answer_feasible_and_certified(case, family):
             assert solution.value - best.value <= solution.gap + noise
 
 
-@pytest.mark.parametrize(
-    ("problem", "drawn"),
-    in_turn(
-        PROBLEMS,
-        product(["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"], [64, 128]),
-        3,
-    ),
-)
+MANY = product(["gaussian", "spread", "orthogonal", "duplicates", "integer_ties"], [64, 128])
+
+
+@pytest.mark.parametrize(("problem", "drawn"), in_turn(PROBLEMS, MANY, 3))
 @every("drawn")
 def test_cvx_answers_many_tasks(problem, drawn):
     """At T = 128 Clarabel may stop at 1e-8 instead of 1e-12, which the gap says."""
@@ -192,29 +180,24 @@ def test_cagrad_threshold_separates_signs(family):
     """c* = ‖v - g₀‖/‖g₀‖ with v the projection of g₀ on the dual cone: the worst rate is negative
     below, positive above, and d = v at it.
     """
-    seen = 0
-    for count in (2, 3, 5):
-        for seed in range(12):
-            J = jacobian(family, count, seed, width=count)
-            G = J @ J.mT
-            cone = solvers.faces()(solvers.dual_cone(G, uniform(count)))
-            threshold = float(cagrad_threshold(G))
-            shortest = solvers.faces()(solvers.min_norm(G))
-            n = lengths(G)
-            if threshold < 1e-3 or 2 * shortest.value < (1e-3 * n.min()) ** 2:
-                continue
-            seen += 1
-            below, at, above = (
-                solvers.faces()(solvers.cagrad(G, f * threshold)) for f in (0.95, 1.0, 1.05)
-            )
-            assert below.rates.min() < 0 < above.rates.min()
-            apart = at.weights - cone.weights
-            # ‖d - v‖² <= 2·r·gap/‖g_w‖, and ‖g_w‖ >= ‖d*‖.
-            radius = threshold * _root(uniform(count) @ G @ uniform(count))
-            gap = at.gap + rounding("cagrad", G, at, threshold)
-            bound = (2 * radius * gap / (2 * shortest.value).sqrt()).sqrt()
-            noise = (8 * count * EPS) ** 0.5 * (n @ (at.weights.abs() + cone.weights.abs()))
-            assert _root(apart @ G @ apart) <= bound + noise
+    seen, solve = 0, solvers.faces()
+    for count, seed in product((2, 3, 5), range(12)):
+        J = jacobian(family, count, seed, width=count)
+        G = J @ J.mT
+        cone, shortest = solve(solvers.dual_cone(G, uniform(count))), solve(solvers.min_norm(G))
+        threshold, n = float(cagrad_threshold(G)), lengths(G)
+        if threshold < 1e-3 or 2 * shortest.value < (1e-3 * n.min()) ** 2:
+            continue
+        seen += 1
+        below, at, above = (solve(solvers.cagrad(G, f * threshold)) for f in (0.95, 1.0, 1.05))
+        assert below.rates.min() < 0 < above.rates.min()
+        apart = at.weights - cone.weights
+        # ‖d - v‖² <= 2·r·gap/‖g_w‖, and ‖g_w‖ >= ‖d*‖.
+        radius = threshold * _root(uniform(count) @ G @ uniform(count))
+        gap = at.gap + rounding("cagrad", G, at, threshold)
+        bound = (2 * radius * gap / (2 * shortest.value).sqrt()).sqrt()
+        noise = (8 * count * EPS) ** 0.5 * (n @ (at.weights.abs() + cone.weights.abs()))
+        assert _root(apart @ G @ apart) <= bound + noise
     assert seen >= 3 or family == "near_stationary"
 
 

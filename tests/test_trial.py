@@ -20,6 +20,7 @@ from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import nodes, uses
 from tests.support import python
 from tests.support.every import few
+from tests.support.oracles import rows_of
 
 F64 = torch.float64
 
@@ -27,11 +28,8 @@ F64 = torch.float64
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.first, self.norm = (
-            nn.Embedding(7, 8),
-            nn.Conv1d(8, 6, 1),
-            nn.GroupNorm(3, 6),
-        )
+        self.table, self.first = nn.Embedding(7, 8), nn.Conv1d(8, 6, 1)
+        self.norm = nn.GroupNorm(3, 6)
         self.middle, self.last = nn.Linear(12, 24, bias=False), nn.Linear(24, 2)
         self.scale = nn.Parameter(torch.ones(24))
         for i, x in enumerate(self.to(F64).parameters()):
@@ -55,13 +53,9 @@ def answers_are_right() -> None:
     def tasks(p: Any, x: Tensor) -> Tensor:
         return samples(p, x).mean(0)
 
-    def rows_of(losses: Tensor) -> list[Tensor]:
-        every = [torch.autograd.grad(y, leaves, retain_graph=True) for y in losses.flatten()]
-        return [torch.stack(found) for found in zip(*every, strict=True)]
-
     def product(losses: Tensor) -> Tensor:
-        flat = torch.cat([row.flatten(1) for row in rows_of(losses)], 1)
-        return flat @ flat.mT
+        rows = rows_of(losses.flatten(), leaves)
+        return rows @ rows.mT
 
     for engine in ("layerwise", "auto", "rows"):
         found = mf.task_gramian(tasks, params, X, engine=engine)[1]
@@ -69,9 +63,8 @@ def answers_are_right() -> None:
     found = mf.task_gramian(lambda p, x: tuple(tasks(p, x)), params, X, engine="layerwise")[1]
     torch.testing.assert_close(found, product(net(X).mean(0)))
     torch.testing.assert_close(mf.sample_gramian(samples, params, X)[1], product(net(X)))
-    torch.testing.assert_close(
-        mf.sample_norms(samples, params, X)[1].square().flatten(), product(net(X)).diagonal()
-    )
+    squares = mf.sample_norms(samples, params, X)[1].square().flatten()
+    torch.testing.assert_close(squares, product(net(X)).diagonal())
     mix = torch.linspace(-1, 1, 24, dtype=F64).reshape(4, 3, 2)
     found = mf.task_gramian(samples, params, X, weightings=mix, engine="layerwise")[1]
     torch.testing.assert_close(found, mix.flatten(1) @ product(net(X)) @ mix.flatten(1).mT)
@@ -81,9 +74,14 @@ def answers_are_right() -> None:
         hidden = net.norm(net.first(net.table(X).mT)).flatten(1)
         hidden.register_hook(lambda x: 2 * x)
         losses = net.last(torch.tanh(net.middle(hidden)) * net.scale).square().mean(0)
-        rows = [row.mean(0) for row in rows_of(losses)]
+        mean = rows_of(losses, leaves).mean(0)
         balancer.backward(losses)
-        torch.testing.assert_close([x.grad for x in leaves], rows)
+        torch.testing.assert_close(torch.cat([grad_of(x).flatten() for x in leaves]), mean)
+
+
+def grad_of(leaf: nn.Parameter) -> Tensor:
+    assert leaf.grad is not None
+    return leaf.grad
 
 
 Patch = pytest.MonkeyPatch

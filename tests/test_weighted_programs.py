@@ -257,9 +257,8 @@ def live(seed, monkeypatch):
         }
         scale = None
         if optimizer:
-            scale = torch.cat(
-                [literal_metric(optimizer, leaves[n]).flatten() for n in drawn.shared]
-            )
+            scale = [literal_metric(optimizer, leaves[n]).flatten() for n in drawn.shared]
+            scale = torch.cat(scale)
         try:
             entries = drawn.losses(module, batch)
             info = balancer.backward(entries, weightings=batch["A"], retain_graph=kept)
@@ -276,9 +275,8 @@ def live(seed, monkeypatch):
         compare(drawn, info, loop, after, told, scale, before)
         if drawn.rule == "mean":
             here = batch["A"].flatten(1).any(1).to(info.weights)
-            close(
-                info.weights, here if drawn.reduction == "sum" else here / here.sum().clamp_min(1)
-            )
+            count = 1 if drawn.reduction == "sum" else here.sum().clamp_min(1)
+            close(info.weights, here / count)
         # what the optimizer then does, in the parameters that were measured
         old = {n: x.detach().clone() for n, x in leaves.items()}
         if pick.random() < 0.8:
@@ -325,9 +323,7 @@ def pure(seed, monkeypatch):
 
     found, _, infos = vmap(update)(scales, matrices)
     for i, each in enumerate(zip(scales, matrices, strict=True)):
-        one = infos._replace(
-            losses=infos.losses[i], gramian=infos.gramian[i], weights=infos.weights[i]
-        )
+        one = infos._replace(**{x: getattr(infos, x)[i] for x in ("losses", "gramian", "weights")})
         if answered[1] and one.gramian.isnan().all():
             continue  # what is refused where values can be read
         grads = {name: leaf[i] for name, leaf in found.items()}

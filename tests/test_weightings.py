@@ -1,6 +1,7 @@
 """Tasks that are weightings of samples: exact against a literal loop, one backward pass a task."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -290,12 +291,10 @@ def test_vmapped_equals_its_loop(name, passes):
 
     grads, gramians = vmap(vmap(update, (None, 0)), (0, None))(many, matrices)
     assert passes == [True]
-    for i in range(3):
-        for j in range(2):
-            one = {leaf: x[i] for leaf, x in many.items()}
-            wanted, gramian = update(one, matrices[j])
-            close(gramians[i, j], gramian, name)
-            tree_close({leaf: x[i, j] for leaf, x in grads.items()}, wanted, name)
+    for i, j in product(range(3), range(2)):
+        wanted, gramian = update({leaf: x[i] for leaf, x in many.items()}, matrices[j])
+        close(gramians[i, j], gramian, name)
+        tree_close({leaf: x[i, j] for leaf, x in grads.items()}, wanted, name)
 
 
 @pytest.mark.skipif(VERSION < (2, 10) or "MTLFUNC_TYPES" in os.environ, reason="union types")
@@ -385,10 +384,8 @@ def test_mixed_rows_are_made_without_those_of_samples(monkeypatch):
         raise AssertionError("rows of samples")
 
     monkeypatch.setattr(formulas.Deltas, "_some_rows_of", refuse)
-    params = {
-        "table": torch.randn(50, 16, dtype=torch.float64),
-        "w": torch.randn(7, 16, dtype=torch.float64),
-    }
+    shapes = {"table": (50, 16), "w": (7, 16)}
+    params = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
     index, weights = torch.randint(50, (6, 2)), torch.randn(3, 6, 2, dtype=torch.float64)
 
     def losses(params, index):  # [sample, part]
@@ -432,10 +429,9 @@ def test_refusals():
     ):
         with pytest.raises(error, match=words):
             gramian(bad)
-    with pytest.raises(ValueError, match="losses of samples, a tensor"):
-        gramian(matrix, lambda p, b: losses(p, b).mean())
-    with pytest.raises(ValueError, match="losses of samples, a tensor"):
-        gramian(matrix, lambda p, b: list(losses(p, b)))
+    for form in (torch.mean, list):
+        with pytest.raises(ValueError, match="losses of samples, a tensor"):
+            gramian(matrix, lambda p, b, form=form: form(losses(p, b)))
     with pytest.raises(ValueError, match="multiply the mixture into them"):
         mf.jacobian(weightings=lambda b: b["A"], mix=mf.subset(2))
     step = step_of(losses, mf.mgda())
@@ -469,24 +465,19 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     losses, x, matrix = errors(net), torch.randn(32, 64).double(), torch.randn(9, 32).double()
     batch = {"x": x, "A": matrix}
     _, jacobian = loop(losses, mf.parameters(net), batch)
+
+    def gramian(a, **options):
+        given = (losses, mf.parameters(net), batch)
+        return mf.task_gramian(*given, weightings=a, **options)[1]
+
     for _ in range(2):
-        close(
-            mf.task_gramian(losses, mf.parameters(net), batch, weightings=matrix)[1],
-            jacobian @ jacobian.T,
-        )
+        close(gramian(matrix), jacobian @ jacobian.T)
     assert (len(split), passes) == (0, [False, False])
-    scaled = torch.stack([matrix, 2 * matrix])
-    gramians = vmap(lambda a: mf.task_gramian(losses, mf.parameters(net), batch, weightings=a)[1])
-    close(gramians(scaled)[1], 4 * jacobian @ jacobian.T)
-
-    def total(weightings):
-        return mf.task_gramian(
-            losses, mf.parameters(net), batch, weightings=weightings, engine="layerwise"
-        )[1].sum()
-
+    close(vmap(gramian)(torch.stack([matrix, 2 * matrix]))[1], 4 * jacobian @ jacobian.T)
     eye = torch.eye(len(x), dtype=torch.float64)
     _, samples = loop(losses, mf.parameters(net), {"x": x, "A": eye})
-    close(grad(total)(matrix), 2 * (matrix.sum(0) @ samples @ samples.T).expand(9, -1))
+    slope = grad(lambda a: gramian(a, engine="layerwise").sum())(matrix)
+    close(slope, 2 * (matrix.sum(0) @ samples @ samples.T).expand(9, -1))
 
 
 def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
@@ -522,11 +513,10 @@ def test_centred_weightings_keep_their_digits():
     exact = {name: leaf.double() for name, leaf in params.items()}
     _, jacobian = loop(losses, exact, {"x": x.double(), "A": matrix.double()})
     wanted = jacobian @ jacobian.T
-    found = mf.task_gramian(losses, params, {"x": x}, weightings=matrix, engine="layerwise")[1]
-    apart = mf.task_gramian(losses, params, {"x": x}, weightings=matrix, engine="rows")[1]
     # rounding of the deltas and inputs, 2⁻²⁴ each, over the Gramian of the samples themselves
     ones = {"x": x.double(), "A": torch.ones(1, 16, dtype=torch.float64) / 16}
     common = float(loop(losses, exact, ones)[1].square().sum())
     slack = 1e-5 * (common + float(wanted.abs().max()))
-    assert (found.double() - wanted).abs().max() < slack
-    assert (apart.double() - wanted).abs().max() < slack
+    for way in ("layerwise", "rows"):
+        found = mf.task_gramian(losses, params, {"x": x}, weightings=matrix, engine=way)[1]
+        assert (found.double() - wanted).abs().max() < slack, way
