@@ -24,6 +24,8 @@ DOCS = ROOT / "docs"
 MOST_WORDS = 29_816
 README = (ROOT / "README.md").read_text()
 RULES = set(pages.RULES)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
 
 
 def checked(path: Path) -> dict:
@@ -187,11 +189,7 @@ def wrong(span: str) -> list[str]:
 
 
 def test_every_name_and_call_in_prose_exists():
-    pages = [
-        ROOT / "README.md",
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "experiments").rglob("*.md"),
-    ]
+    pages = (ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "experiments").rglob("*.md"))
     spans = [span for page in pages for span in code_spans(page.read_text(encoding="utf-8"))]
     assert len(spans) > 300
     assert not [text for span in spans for text in wrong(span)]
@@ -208,14 +206,12 @@ def test_the_installed_guide_is_the_page_for_agents():
 
 
 def test_environment_agrees_with_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     conda = {item for item in environment["dependencies"] if isinstance(item, str)} - {"pip"}
-    extras = project["optional-dependencies"]
     expected = (
-        {item for extra in ("fast", "plot", "lab") for item in extras[extra]}
-        | {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in project["dependencies"]}
-        | {f"python{project['requires-python']}"}
+        {item for extra in ("fast", "plot", "lab") for item in EXTRAS[extra]}
+        | {re.sub(r"^torch(?=[<>=])", "pytorch", item) for item in PROJECT["dependencies"]}
+        | {f"python{PROJECT['requires-python']}"}
     )
     assert conda == expected
     assert environment["dependencies"][-1] == {"pip": ['-e ".[repro]"']}
@@ -223,14 +219,12 @@ def test_environment_agrees_with_pyproject():
 
 def test_the_tested_torches_are_those_of_the_table_and_the_jobs():
     """And the package itself says which are the first and the last."""
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert [item for item in dependencies if item.startswith("torch")] == ["torch>=2.6"]
+    torches = [item for item in PROJECT["dependencies"] if item.startswith("torch")]
+    assert torches == ["torch>=2.6"]
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     tested = jobs["torch"]["strategy"]["matrix"]["torch"]
-    table = (ROOT / "docs/limits.md").read_text()
-    rows = re.findall(
-        r"^\| (\d[.\d]+) \| (\d+) \| \d+ \| 0 \| \d+ \w+ \d{4} \|", table, re.MULTILINE
-    )
+    row = re.compile(r"^\| (\d[.\d]+) \| (\d+) \| \d+ \| 0 \| \d+ \w+ \d{4} \|", re.MULTILINE)
+    rows = row.findall((ROOT / "docs/limits.md").read_text())
     assert [version for version, _ in rows] == tested
     assert all(int(passed) > 200 for _, passed in rows)
     ends = [tuple(map(int, x.split(".")[:2])) for x in (tested[0], tested[-1])]
@@ -243,22 +237,17 @@ def test_the_tested_torches_are_those_of_the_table_and_the_jobs():
 
 
 def test_every_dependency_is_bounded():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for item in [
-        *project["dependencies"],
-        *(x for extra in project["optional-dependencies"].values() for x in extra),
-    ]:
-        assert re.fullmatch(r"mtlfunc\[[a-z,]+\]|torch>=2\.6", item) or re.fullmatch(
-            r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?", item
-        ), item
+    ours = r"mtlfunc\[[a-z,]+\]|torch>=2\.6"
+    others = r"[\w-]+(\[\w+\])?>=[\d.]+,<[\d.]+(; sys_platform == 'linux')?"
+    for item in (*PROJECT["dependencies"], *(x for extra in EXTRAS.values() for x in extra)):
+        assert re.fullmatch(f"{ours}|{others}", item), item
 
 
 def test_citation_and_version_agree():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert str(citation["version"]) == mf.__version__
-    assert project["dynamic"] == ["version"]
-    assert citation["license"] == project["license"]
+    assert PROJECT["dynamic"] == ["version"]
+    assert citation["license"] == PROJECT["license"]
     assert "CITATION.cff" in README
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -35,10 +36,8 @@ def test_broken_rules_are_reported_and_rank_last():
         "up": lambda gramian: -torch.ones_like(gramian[0]),
         "losses": (soft, mf.losses_only()),
     }
-    mean = {"mean": contest.REFERENCES["mean"]}
-    found = arena(
-        rules, against=mean, problems=["conflict", "vlmop2"], settings=TINY, progress=False
-    )
+    mean, names = {"mean": contest.REFERENCES["mean"]}, ["conflict", "vlmop2"]
+    found = arena(rules, against=mean, problems=names, settings=TINY, progress=False)
     for name in found.problems:
         status = {rule: found.status(name, rule) for rule in found.rules}
         assert status["good"] == status["mean"] == status[STATIC] == ""
@@ -58,19 +57,10 @@ def test_broken_rules_are_reported_and_rank_last():
 
 
 def test_what_counts_as_a_rule():
-    def weighted(shared):
-        return mf.jacobian(shared, heads="weighted")
-
-    found = contestants(
-        {
-            "a": mf.pcgrad(),
-            "b": mf.mgda,
-            "c": soft,
-            "d": (mf.gradnorm(0.1), weighted),
-            "e": (mf.mean, mf.losses_only()),
-        }
-        | {"f": CONTESTANTS["mean"]}
-    )
+    weighted = partial(mf.jacobian, heads="weighted")
+    pairs = (mf.gradnorm(0.1), weighted), (mf.mean, mf.losses_only())
+    rules = (mf.pcgrad(), mf.mgda, soft, *pairs, CONTESTANTS["mean"])
+    found = contestants(dict(zip("abcdef", rules, strict=True)))
     assert list(found) == list("abcdef")
     for contestant in found.values():
         assert isinstance(contestant.rule(), mf.Rule)
@@ -91,10 +81,10 @@ SMALL += ["--tuning", "1", "--budget", "0.02"]
 
 
 def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypatch, capsys):
-    (tmp_path / "my_rules.py").write_text(
-        "def soft(gramian):\n    return (-gramian.diagonal() / "
-        "gramian.diagonal().amax()).softmax(-1)\n"
+    text = (
+        "def soft(gramian):\n    d = gramian.diagonal()\n    return (-d / d.amax()).softmax(-1)\n"
     )
+    (tmp_path / "my_rules.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     call = [*SMALL, "--rule", "my_rules:soft", "--workers", "1", "--out", str(tmp_path / "out")]
     kept = tmp_path / "out" / "cells" / "conflict" / "soft.json"

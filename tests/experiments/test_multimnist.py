@@ -25,6 +25,7 @@ from common.study import Found
 from experiments.multimnist import __main__ as command
 from experiments.multimnist import mnist, report, train
 from tests.support.idx import idx_bytes, write_mnist
+from tests.support.oracles import rows_of
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -195,16 +196,12 @@ def test_every_method_learns(tmp_path):
 
 def test_the_official_normalisation_is_its_loop():
     """Weights of the shortest combination of g_t/(L_t ‖g_t‖), on the gradients as they are."""
-    rows, losses = (
-        torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]]).double(),
-        torch.tensor([0.5, 2]),
-    )
-    unit = [row / (loss * row.norm()) for row, loss in zip(rows, losses.double(), strict=True)]
-    best = min(
-        (w / 10_000 for w in range(10_001)),
-        key=lambda w: float((w * unit[0] + (1 - w) * unit[1]).norm()),
-    )
-    found = mf.weights(train.official_mgda(), rows @ rows.mT, losses=losses.double())
+    rows = torch.tensor([[1.0, 2.0, 0.0], [0.0, -1.0, 3.0]]).double()
+    losses = torch.tensor([0.5, 2]).double()
+    one, other = rows / (losses * rows.norm(dim=1))[:, None]
+    shares = torch.linspace(0, 1, 10_001).double()[:, None]
+    best = float(shares[(shares * one + (1 - shares) * other).norm(dim=1).argmin()])
+    found = mf.weights(train.official_mgda(), rows @ rows.mT, losses=losses)
     assert found.tolist() == pytest.approx([best, 1 - best], abs=1e-4)
 
 
@@ -229,12 +226,9 @@ def test_the_bound_sees_the_representation(tmp_path):
     for name, x in train.masks(net, key).items():
         net.get_buffer(name).copy_(x)
     z = net.trunk(train.seen(pairs.canvases)).detach().requires_grad_()
-    rows = [
-        torch.autograd.grad(F.cross_entropy(head(z), pairs.labels[:, i]), z)[0].flatten()
-        for i, head in enumerate(net.heads)
-    ]
-    expected = torch.stack([torch.stack([a @ b for b in rows]) for a in rows])
-    torch.testing.assert_close(info.gramian, expected)
+    each = [F.cross_entropy(head(z), pairs.labels[:, i]) for i, head in enumerate(net.heads)]
+    rows = rows_of(each, [z])
+    torch.testing.assert_close(info.gramian, rows @ rows.mT)
 
 
 @pytest.fixture
@@ -271,9 +265,8 @@ def call(folder: Path, *more: str) -> list[str]:
 def results(folder: Path) -> dict:
     """What a study found, without times."""
     text = (folder / "results.json").read_text(encoding="utf-8")
-    return json.loads(
-        text, object_hook=lambda x: {k: v for k, v in x.items() if "step_ms" not in k}
-    )
+    timeless = lambda x: {k: v for k, v in x.items() if "step_ms" not in k}  # noqa: E731
+    return json.loads(text, object_hook=timeless)
 
 
 @pytest.mark.parametrize(

@@ -10,30 +10,21 @@ from scipy.integrate import solve_ivp
 from torch.func import functional_call, grad, hessian, vmap
 
 import mtlfunc as mf
+from experiments.physics import references
 from experiments.physics.methods import LENGTHS, METHODS, ntk_weights
 from experiments.physics.problems import PROBLEMS, VISCOSITY
-from experiments.physics.references import (
-    ALLEN_CAHN,
-    KORTEWEG,
-    LAST,
-    REACTION,
-    cole_hopf,
-    evolution,
-    spectral,
-)
+from experiments.physics.references import ALLEN_CAHN, KORTEWEG, LAST, REACTION, evolution
+from tests.support.oracles import literal as rows
 
 CPU = torch.device("cpu")
 
 
 def test_burgers_integral_is_the_spectral_solution():
     t = np.linspace(0, 1, 6)
-    x, u = spectral(
-        lambda x: -np.sin(np.pi * x),
-        lambda ik: VISCOSITY * ik**2,
-        lambda u, derivative: -derivative(u**2 / 2),
-        t,
+    x, u = references.spectral(
+        lambda x: -np.sin(np.pi * x), lambda ik: VISCOSITY * ik**2, lambda u, d: -d(u**2 / 2), t
     )
-    found = cole_hopf(*np.meshgrid(x, t), VISCOSITY)
+    found = references.cole_hopf(*np.meshgrid(x, t), VISCOSITY)
     np.testing.assert_allclose(found, u, rtol=0, atol=1e-9)  # h⁴ of 4,000 steps is 4e-15
 
 
@@ -98,9 +89,8 @@ def test_residuals_are_the_equation_and_the_values(name):
     assert int(inside.sum()) == count
     expected = vmap(lambda x: literal(name, u, params, x))(x[inside][:20]) / count**0.5
     torch.testing.assert_close(found[inside][:20], expected, rtol=1e-9, atol=1e-9)
-    for term, (n, faces) in enumerate(
-        zip(problem.counts[1:], problem.faces.values(), strict=True), 1
-    ):
+    pairs = zip(problem.counts[1:], problem.faces.values(), strict=True)
+    for term, (n, faces) in enumerate(pairs, 1):
         here = points.member[:, term] == 1
         assert int(here.sum()) == n
         on_face = [x[here][:, axis] == problem.box[axis][end] for axis, end in faces]
@@ -142,12 +132,7 @@ def test_gauss_newton_steps_along_the_least_squares_solution():
     points = next(SMALL.batches(1, CPU))
     params = mf.parameters(net)
     r = SMALL.residuals(net, params, points)
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
-    each = [
-        torch.autograd.grad(one, [*leaves.values()], retain_graph=True)
-        for one in SMALL.residuals(net, leaves, points)
-    ]
-    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in each]).numpy()
+    J = rows(lambda p, points: SMALL.residuals(net, p, points), params, points).numpy()
     s = (J**2).sum(1).max()
     stacked = np.vstack([J, np.sqrt(damping * s) * np.eye(J.shape[1])])
     right = np.concatenate([r.numpy(), np.zeros(J.shape[1])])

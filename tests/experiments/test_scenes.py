@@ -1,7 +1,7 @@
 """experiments/scenes: renderer, loaders, metrics, networks, runs and the command."""
 
 import math
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -69,16 +69,6 @@ def test_folders_are_read_as_they_are(benchmark, label, tmp_path):
             np.testing.assert_allclose(views.normal[row].movedim(0, -1), held["normal"], rtol=1e-6)
 
 
-def narrow(classes: int, tasks: Sequence[str]) -> segnet.SegNetMTAN:
-    """SegNet-MTAN with few channels."""
-    return segnet.SegNetMTAN(classes, tasks, (2, 3, 3, 4, 4))
-
-
-def narrow_alone(classes: int, task: str) -> segnet.SegNet:
-    """SegNet with few channels."""
-    return segnet.SegNet(classes, task, (2, 3, 3, 4, 4))
-
-
 def test_networks_have_the_published_numbers_of_parameters():
     """CAGrad's code divides by those of its SegNet for 13 classes."""
 
@@ -115,15 +105,12 @@ def test_every_rule_runs(name, tiny, tmp_path):
     assert math.isnan(failed["score"])
 
 
-@pytest.fixture
-def thin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SegNet-MTAN with few channels."""
-    monkeypatch.setattr(train, "SegNetMTAN", narrow)
-    monkeypatch.setattr(train, "SegNet", narrow_alone)
+def test_command_on_folders(tmp_path, monkeypatch):
+    """By networks of few channels."""
+    for name in ("SegNetMTAN", "SegNet"):
+        narrow = partial(getattr(segnet, name), widths=(2, 3, 3, 4, 4))
+        monkeypatch.setattr(train, name, narrow)
     train.data_of.cache_clear()
-
-
-def test_command_on_folders(thin, tmp_path):
     write_folder(tmp_path / "city", data.CITYSCAPES, counts=(11, 2), label="label_7")
     call = ["--data", str(tmp_path / "city"), "--seeds", "2", "--workers", "1", "--quick"]
     assert command.main([*call, "--rules", "mean", "--out", str(tmp_path / "out")]) == 0
@@ -167,9 +154,7 @@ def test_segmentation_scores_are_scikit_learns(guesses):
     assert scores["pixel accuracy"] == pytest.approx(accuracy_score(truth, guess))
 
 
-def literal(
-    outputs: metrics.Outputs, views: render.Views
-) -> tuple[list[tuple[float, float]], list[float]]:
+def literal(outputs, views) -> tuple[list[tuple[float, float]], list[float]]:
     """Of every known pixel: the depth's error, absolute and relative; the normal's angle."""
     errors, angles = [], []
     for i, row, column in np.ndindex(2, 5, 7):
@@ -205,10 +190,8 @@ def test_losses_and_errors_are_their_literal_loops(guesses):
     errors, angles = literal(outputs, views)
     found = metrics.losses(outputs, views)
     assert list(found) == list(metrics.TASKS)
-    cosine = np.cos(np.radians(angles)).mean()
-    for task, value in zip(
-        metrics.TASKS, (np.mean(entropy), np.mean(errors, 0)[0], 1 - cosine), strict=True
-    ):
+    expected = np.mean(entropy), np.mean(errors, 0)[0], 1 - np.cos(np.radians(angles)).mean()
+    for task, value in zip(metrics.TASKS, expected, strict=True):
         assert found[task].item() == pytest.approx(value, rel=1e-5)
     scores = metrics.Scores(6)
     scores.add(outputs, views)
@@ -226,11 +209,9 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_flat_delta_is_the_published_one(name):
-    values, published_delta = ROWS[name]
-    base = published.PUBLISHED["NYUv2"].base
-    assert metrics.flat(dict(zip(base, values, strict=True)), base) == pytest.approx(
-        published_delta, abs=0.015
-    )
+    (values, expected), base = ROWS[name], published.PUBLISHED["NYUv2"].base
+    found = metrics.flat(dict(zip(base, values, strict=True)), base)
+    assert found == pytest.approx(expected, abs=0.015)
 
 
 def test_pixels_of_all_batches_count_alike_where_libmtl_averages(guesses):

@@ -32,17 +32,14 @@ def plain_losses(x: float, y: float, sign: float) -> tuple[float, float]:
 def test_losses_are_the_plain_formula(sign: float) -> None:
     points = [*toy.STARTS, (-5.0, 2.14), (5.03, 0.3), (3.0, -8.4), (0.1, -0.2)]
     found = toy.at(torch.tensor(points, dtype=torch.float64), sign)
-    np.testing.assert_allclose(
-        found, [plain_losses(*point, sign) for point in points], rtol=1e-13, atol=1e-13
-    )
+    expected = [plain_losses(*point, sign) for point in points]
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-13)
 
 
 def min_norm(g1: Tensor, g2: Tensor) -> Tensor:
-    x = (
-        float(((g2 - g1) @ g2 / (g1 - g2).square().sum()).clamp(0, 1))
-        if not torch.equal(g1, g2)
-        else 0.5
-    )
+    if torch.equal(g1, g2):
+        return g1
+    x = ((g2 - g1) @ g2 / (g1 - g2).square().sum()).clamp(0, 1)
     return x * g1 + (1 - x) * g2
 
 
@@ -116,10 +113,7 @@ def test_epsilons_are_those_of_the_official_search(c: float) -> None:
     generator = torch.Generator().manual_seed(3)
     for _ in range(20):
         rows = torch.randn(2, 2, generator=generator, dtype=torch.float64)
-        found = (
-            mf.weights(toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows @ rows.mT)
-            @ rows
-        )
+        found = mf.aggregate(toy.with_epsilons(torch.tensor(c, dtype=torch.float64)), rows)
         # the search stops at 1e-5 of the weight
         torch.testing.assert_close(found, script_cagrad(rows, c), rtol=2e-3, atol=1e-4)
 
@@ -135,9 +129,8 @@ def test_threshold_of_two_opposed_gradients_is_one() -> None:
 @pytest.mark.parametrize("tasks", [3, 50])
 def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
     """Its descent written out with autograd and torch's own SGD."""
-    rows = torch.randn(
-        tasks, 60, generator=torch.Generator().manual_seed(tasks), dtype=torch.float64
-    )
+    draw = torch.Generator().manual_seed(tasks)
+    rows = torch.randn(tasks, 60, generator=draw, dtype=torch.float64)
     g = rows @ rows.mT
     scaled = g / (g.diagonal() + 1e-4).sqrt().mean().square()
     a = torch.zeros(tasks, dtype=torch.float64, requires_grad=True)
@@ -190,9 +183,8 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
             total += np.square(rows.mean(0)).sum()
             x = x - eta * mf.aggregate(mf.cagrad(c), torch.tensor(rows)).numpy()
         least = mean(np.linalg.solve(matrix.mean(0), np.einsum("tij,tj->i", matrix, middle) / 3))
-        assert float(ratio[i]) == pytest.approx(
-            total * eta * (1 - c * c) / (2 * (first - least)), rel=1e-6
-        )
+        expected = total * eta * (1 - c * c) / (2 * (first - least))
+        assert float(ratio[i]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_way_of_one_kick_of_adam_is_rest() -> None:

@@ -5,6 +5,7 @@ import torch
 
 import mtlfunc as mf
 from paper_repro.cross_paper import adam_metric, auxiliaries
+from tests.support.oracles import near, rows_by_name
 
 
 def test_a_lane_is_the_run_it_stands_for(monkeypatch):
@@ -12,10 +13,8 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     monkeypatch.setattr(auxiliaries, "RATES", (1e-2,))
     data, seed, steps = auxiliaries.split(2), 1, 4
     _, runs = auxiliaries.train(mf.cagrad(c=0.4), torch.tensor([1.0, 64.0]), data, steps, "test")
-    batches = [
-        auxiliaries.Batch(*(leaf[seed] for leaf in auxiliaries.batch_of(data, i)))
-        for i in range(steps)
-    ]
+    every = (auxiliaries.batch_of(data, i) for i in range(steps))
+    batches = [auxiliaries.Batch(*(leaf[seed] for leaf in batch)) for batch in every]
     scales = torch.tensor([1.0, 1.0, 64.0])
 
     def scaled(params: mf.types.Params, batch: auxiliaries.Batch) -> torch.Tensor:
@@ -25,24 +24,15 @@ def test_a_lane_is_the_run_it_stands_for(monkeypatch):
     state = step.init(auxiliaries.network(mf.random.fold_in(mf.random.key(seed), 2)), batches[0])
     for i, batch in enumerate(batches):
         rows = mf.task_gradients(scaled, state.params, batch)[1]
-        flat = torch.cat(
-            [row.flatten(1) for name, row in rows.items() if name.startswith("trunk.")], 1
-        ).double()
+        flat = torch.cat([row.flatten(1) for name, row in rows.items() if "trunk." in name], 1)
         state, info = step.update(state, batch)
-        d = info.weights.double() @ flat
-        torch.testing.assert_close(
-            runs.cosines[i, seed], flat @ d / flat.norm(dim=1) / d.norm(), rtol=1e-3, atol=1e-4
-        )
-        torch.testing.assert_close(
-            runs.weights[i, seed],
-            (info.weights / info.weights.sum()).double(),
-            rtol=1e-3,
-            atol=1e-4,
-        )
+        flat, weights = flat.double(), info.weights.double()
+        d = weights @ flat
+        near(runs.cosines[i, seed], flat @ d / flat.norm(dim=1) / d.norm(), 1e-3, 1e-4)
+        near(runs.weights[i, seed], weights / weights.sum(), 1e-3, 1e-4)
     images, labels = (part[seed] for part in data.test)
-    assert float(runs.accuracy[-1, seed]) == pytest.approx(
-        float(auxiliaries.accuracy(state.params, images, labels)), abs=0.006
-    )
+    expected = float(auxiliaries.accuracy(state.params, images, labels))
+    assert float(runs.accuracy[-1, seed]) == pytest.approx(expected, abs=0.006)
 
 
 def test_steps_in_adams_metric_equal_a_literal_loop():
@@ -57,33 +47,19 @@ def test_steps_in_adams_metric_equal_a_literal_loop():
         order = mf.random.permutation(key, adam_metric.SAMPLES)[:size]
         leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
         losses = adam_metric.losses(leaves, (data[0][order], data[1][order]))
-        rows = [torch.autograd.grad(x, list(leaves.values()), retain_graph=True) for x in losses]
-        rows = {
-            name: torch.stack(row)
-            for name, row in zip(leaves, zip(*rows, strict=True), strict=True)
-        }
+        rows = rows_by_name(losses, leaves)
         # the metric of the state before the step: 1 before the first one, as Adam has none then
-        scale = {
-            name: adam_metric.RATE
-            * (
-                torch.ones_like(v)
-                if t == 1
-                else 0.1 / (1 - 0.9**t) / ((v / (1 - 0.999 ** (t - 1))).sqrt() + 1e-8)
-            )
-            for name, v in second.items()
-        }
+        scale = {name: adam_metric.RATE * torch.ones_like(v) for name, v in second.items()}
+        for name, v in second.items() if t > 1 else ():
+            root = (v / (1 - 0.999 ** (t - 1))).sqrt() + 1e-8
+            scale[name] = adam_metric.RATE * 0.1 / (1 - 0.9**t) / root
         flat = torch.cat([(scale[n].sqrt() * rows[n]).flatten(1) for n in rows], 1)
         w = mf.weights(mf.upgrad(), flat @ flat.T)
         grads = {name: torch.tensordot(w, row, 1) for name, row in rows.items()}
         first = {n: 0.9 * first[n] + 0.1 * grads[n] for n in grads}
         second = {n: 0.999 * second[n] + 0.001 * grads[n].square() for n in grads}
-        moved = {
-            n: -adam_metric.RATE
-            * first[n]
-            / (1 - 0.9**t)
-            / ((second[n] / (1 - 0.999**t)).sqrt() + 1e-8)
-            for n in grads
-        }
+        root = {n: (second[n] / (1 - 0.999**t)).sqrt() + 1e-8 for n in grads}
+        moved = {n: -adam_metric.RATE * first[n] / (1 - 0.9**t) / root[n] for n in grads}
         change = torch.stack([(rows[n] * moved[n]).flatten(1).sum(1) for n in rows]).sum(0)
         rise = change.max().clamp_min(0) / change.abs().max()
         # a direction of UPGrad is scaled by nothing, so float64 agrees to its solver's gap

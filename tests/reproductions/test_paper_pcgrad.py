@@ -6,26 +6,23 @@ import torch
 
 import mtlfunc as mf
 from paper_repro.pcgrad import common, events, landscape, problems, training
+from tests.support.loops import trained
 
 
 def test_landscape_is_the_papers():
-    x, y = 0.5, -3.0
+    at = torch.tensor([0.5, -3.0], dtype=torch.float64)
+    x, y = at.tolist()
     expected = [20 * np.log(abs(x / 2 + np.tanh(y))), 25 * np.log(abs(x / 2 - np.tanh(y) + 2))]
-    assert landscape.values(torch.tensor([x, y], dtype=torch.float64)).tolist() == pytest.approx(
-        expected, rel=1e-12
-    )
+    assert landscape.values(at).tolist() == pytest.approx(expected, rel=1e-12)
     on_the_cusp = torch.tensor([-2 * np.tanh(1.0), 1.0], dtype=torch.float64)
     assert float(landscape.values(on_the_cusp)[0]) == pytest.approx(20 * np.log(5e-6), rel=1e-9)
 
 
 def test_arms_are_what_they_are_called():
     gramian = torch.tensor([[4.0, -1.0], [-1.0, 1.0]], dtype=torch.float64)
-    weights = {
-        name: mf.weights(
-            common.arms(torch.tensor(i)), gramian, losses=torch.ones(2, dtype=torch.float64)
-        )
-        for i, name in enumerate(common.ARMS)
-    }
+    arms = {name: common.arms(torch.tensor(i)) for i, name in enumerate(common.ARMS)}
+    ones = torch.ones(2, dtype=torch.float64)
+    weights = {name: mf.weights(arm, gramian, losses=ones) for name, arm in arms.items()}
     length = {name: float(w @ gramian @ w) for name, w in weights.items()}
     torch.testing.assert_close(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
     torch.testing.assert_close(weights["PCGrad"], mf.weights(mf.pcgrad(), gramian))
@@ -47,16 +44,11 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
     """Three steps of a lane against the same method put together by itself."""
     start = {"theta": torch.tensor([0.5, -3.0], dtype=torch.float64)}
     lr = torch.tensor(1e-3, dtype=torch.float64)
-    alone = mf.descend(
-        landscape.losses, rule, mf.jacobian(), mf.sgd(lr) if sgd else mf.adam(lr), reduction="sum"
-    )
+    own = mf.sgd(lr) if sgd else mf.adam(lr)
+    alone = mf.descend(landscape.losses, rule, mf.jacobian(), own, reduction="sum")
     lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)
-    states = [step.init(start, None) for step in (alone, lane)]
-    for _ in range(3):
-        states = [
-            step.update(state, None)[0] for step, state in zip((alone, lane), states, strict=True)
-        ]
-    torch.testing.assert_close(states[0].params, states[1].params, rtol=1e-12, atol=0)
+    ends = [trained(step, [None] * 3, start).params for step in (alone, lane)]
+    torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
 
 
 def test_maze_values_are_the_fixed_point():

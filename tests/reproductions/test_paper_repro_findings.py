@@ -7,13 +7,9 @@ from scipy.stats import beta, norm, sem, t
 
 import mtlfunc as mf
 from paper_repro.gradnorm import common as gradnorm
-from paper_repro.report.intervals import (
-    clustered_share,
-    mean_interval,
-    named,
-    ratio_interval,
-    share_interval,
-)
+from paper_repro.report import intervals
+from paper_repro.report.intervals import clustered_share, named
+from tests.support.loops import trained
 
 
 def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None:
@@ -21,36 +17,26 @@ def test_measuring_the_last_layer_alone_is_gradnorm_on_the_whole_trunk() -> None
     problem = gradnorm.Problem(inputs=5, outputs=3)
     key = mf.random.key(1)
     params = gradnorm.initial_params(key, problem)
-    batch = gradnorm.sample(
-        mf.random.fold_in(key, 9),
-        gradnorm.linear_maps(mf.random.fold_in(key, 8), problem),
-        problem,
-        20,
-    )
+    maps = gradnorm.linear_maps(mf.random.fold_in(key, 8), problem)
+    batch = gradnorm.sample(mf.random.fold_in(key, 9), maps, problem, 20)
     lr, alpha = torch.tensor(1e-3), torch.tensor(gradnorm.ALPHA)
     short = gradnorm.step_of("gradnorm", lr, alpha, torch.ones(2))
-    whole = mf.descend(
-        gradnorm.losses,
+    rule, probe = (
         mf.gradnorm(alpha),
         mf.jacobian(f"trunk.{gradnorm.LAYERS - 1}.*", heads="weighted"),
-        mf.adam(lr),
-        reduction="sum",
     )
-    states = [step.init(params, batch) for step in (short, whole)]
-    for _ in range(5):
-        states = [
-            step.update(state, batch)[0] for step, state in zip((short, whole), states, strict=True)
-        ]
+    whole = mf.descend(gradnorm.losses, rule, probe, mf.adam(lr), reduction="sum")
+    states = [trained(step, [batch] * 5, params) for step in (short, whole)]
     one, other = ((state.params, state.balance.rule.weights) for state in states)
     torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_intervals_match_known_values() -> None:
-    interval = mean_interval([1.0, 2.0, 3.0])
+    interval = intervals.mean_interval([1.0, 2.0, 3.0])
     # t = 4.3027 at 2 degrees of freedom, s/√n = .57735
     assert interval == pytest.approx((2.0, 2 - 2.4841, 2 + 2.4841), abs=1e-3)
-    assert ratio_interval([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
-    assert share_interval(0, 100) == pytest.approx((0.0, 0.0, 0.0370), abs=1e-4)
+    assert intervals.ratio_interval([2.0, 4.0], [1.0, 2.0]) == pytest.approx((2.0, 2.0, 2.0))
+    assert intervals.share_interval(0, 100) == pytest.approx((0.0, 0.0, 0.0370), abs=1e-4)
 
 
 def test_clustered_shares_stay_possible_and_widen_with_clusters() -> None:
@@ -63,8 +49,7 @@ def test_clustered_shares_stay_possible_and_widen_with_clusters() -> None:
     n = (norm.ppf(0.975) / t.ppf(0.975, 3)) ** 2 * v.mean() * (1 - v.mean()) / sem(v) ** 2
     hits = n * v.mean()  # of as many independent draws
     ends = beta.ppf(0.025, hits, n - hits + 1), beta.ppf(0.975, hits + 1, n - hits)
-    assert named("x", clustered_share(v)) == pytest.approx(
-        {"x": v.mean(), "x, low": ends[0], "x, high": ends[1]}
-    )
+    expected = {"x": v.mean(), "x, low": ends[0], "x, high": ends[1]}
+    assert named("x", clustered_share(v)) == pytest.approx(expected)
     near = clustered_share([0.9, 1.0, 1.0, 1.0])
     assert 0 < near.low < near.mean < near.high <= 1
