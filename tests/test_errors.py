@@ -257,6 +257,7 @@ VALUES = {
     "momentum": (lambda: mf.sgd(0.1, momentum=-0.5), "momentum: "),
     "heads": (lambda: mf.jacobian("*", heads="none"), "heads="),
     "engine": (lambda: mf.jacobian("*", engine="layers"), "engine='layers'"),
+    "mask by layers": (lambda: mf.jacobian(mask=mf.graddrop(), engine="layerwise"), "mask"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),
     "weights of another shape": (

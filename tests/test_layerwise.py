@@ -1,26 +1,31 @@
-"""The layerwise engine against rows that autograd made, on every architecture, under every
-transform; and what it refuses.
+"""The layerwise engine, Gramians in every form and lengths by sample, against loops of single
+backward passes, on every architecture and under every transform; and what is refused.
 """
+
+# pyright: reportArgumentType=false
 
 import gc
 import weakref
 from collections import OrderedDict
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
 from mtlfunc.core.internals import tells_hooks
-from mtlfunc.gradients import backward
+from mtlfunc.gradients import backward, by_samples
 from mtlfunc.gradients import run as forwards
-from mtlfunc.gradients.layerwise import plan
+from mtlfunc.gradients.layerwise import formulas, plan
 from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
-from tests.support.oracles import SLOPES, agree, check_slope
+from tests.support.oracles import SLOPES, agree, check_slope, literal, near
+
+F64 = torch.float64
 
 
 @pytest.fixture(autouse=True)
@@ -38,50 +43,77 @@ def by_rows(rows):
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2])
 @pytest.mark.parametrize("name", NAMES)
-def test_task_gramian_equals_rows(name, chunk_size):
+def test_rows_and_gramian_of_tasks(name, chunk_size):
     net = build(name)
-    losses, gramian = mf.task_gramian(
-        net.tasks, net.params, net.batch, engine="layerwise", chunk_size=chunk_size
-    )
-    expected, rows = mf.task_gradients(net.tasks, net.params, net.batch)
-    torch.testing.assert_close(losses, expected, rtol=1e-14, atol=0)
-    agree(gramian, by_rows(rows), 1e-12)
+    asked = net.tasks, net.params, net.batch
+    losses, gramian = mf.task_gramian(*asked, engine="layerwise", chunk_size=chunk_size)
+    expected, rows = mf.task_gradients(*asked)
+    known = literal(*asked)
+    near(losses, expected, 1e-14)
+    agree(by_rows(rows), known @ known.mT, 1e-12)
+    agree(gramian, known @ known.mT, 1e-12)
     assert torch.equal(gramian, gramian.mT)
 
 
+@pytest.mark.parametrize("form", ["kernel", "gemm", "as planned"])
 @pytest.mark.parametrize("name", NAMES)
-def test_sample_gramian_equals_rows(name):
+def test_gramian_of_samples_in_every_form(name, form, monkeypatch):
+    """Whatever the cost model would choose, and as it chooses."""
+    original, net = formulas.costs, build(name)
+
+    def forced(*args, **kwargs):
+        found = original(*args, **kwargs)
+        return {form: found[form]} if form in found else {"gemm": found["gemm"]}
+
+    if form != "as planned":
+        monkeypatch.setattr(plan, "costs", forced)
+    known = literal(net.samples, net.params, net.batch)
+    engine = "layerwise" if form == "as planned" else "auto"
+    losses, gramian = mf.sample_gramian(net.samples, net.params, net.batch, engine=engine)
+    agree(gramian, known @ known.mT, 1e-12)
+    if form == "as planned":
+        expected, rows = mf.sample_gradients(net.tasks, net.params, net.batch)
+        near(losses, expected, 1e-12, 1e-13)
+        rows = by_rows({name: row.flatten(0, 1) for name, row in rows.items()})
+        agree(rows, known @ known.mT, 1e-12)
+
+
+@pytest.mark.parametrize("way", ["auto", "rows", "pairs", "no pairs"])
+@pytest.mark.parametrize("name", NAMES)
+def test_lengths(name, way, monkeypatch):
+    """From pairs of a sample's positions and from rows, whatever is cheaper."""
     net = build(name)
-    losses, gramian = mf.sample_gramian(net.samples, net.params, net.batch, engine="layerwise")
-    expected, rows = mf.sample_gradients(net.tasks, net.params, net.batch)
-    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-13)
-    agree(gramian, by_rows({name: row.flatten(0, 1) for name, row in rows.items()}), 1e-12)
+    if "pairs" in way:
+        monkeypatch.setattr(formulas, "rows_are_cheaper", lambda *_: way == "no pairs")
+    else:
+        for module in (by_samples, plan):
+            monkeypatch.setattr(module, "ROWS_AT_ONCE", 4)  # several chunks where no tap serves
+    engine = "rows" if way == "rows" else "auto"
+    losses, lengths = mf.sample_norms(net.samples, net.params, net.batch, engine=engine)
+    near(losses, net.samples(net.params, net.batch), 1e-12, 1e-13)
+    known = literal(net.samples, net.params, net.batch).norm(dim=1).reshape(SAMPLES, TASKS)
+    near(lengths, known, 1e-12)
+    one = mf.sample_norms(lambda p, b: net.samples(p, b)[:, 1], net.params, net.batch)[1]
+    near(one, known[:, 1], 1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_single_precision(name):
     net = build(name)
+    tasks = mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1]
+    samples = mf.sample_gramian(net.samples, net.params, net.batch, engine="rows")[1]
     params = {key: leaf.float() for key, leaf in net.params.items()}
     batch = tuple(x.float() if x.is_floating_point() else x for x in net.batch)
-    module = net.module.float()
-    single = Architecture(module, batch)
-    _, gramian = mf.task_gramian(single.tasks, params, batch, engine="layerwise")
-    _, by_sample = mf.sample_gramian(single.samples, params, batch, engine="layerwise")
-    _, wide = mf.task_gramian(
-        single.tasks, params, batch, engine="layerwise", gramian_dtype=torch.float64
-    )
-    net.module.double()
-    assert gramian.dtype == by_sample.dtype == torch.float32
-    assert wide.dtype == torch.float64
-    agree(
-        gramian.double(), mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5
-    )
-    agree(wide, mf.task_gramian(net.tasks, net.params, net.batch, engine="rows")[1], 1e-5)
-    agree(
-        by_sample.double(),
-        mf.sample_gramian(net.samples, net.params, net.batch, engine="rows")[1],
-        1e-5,
-    )
+    single = Architecture(net.module.float(), batch)
+    for dtype in (None, F64):
+        given: Any = {"params": params, "batch": batch, "gramian_dtype": dtype}
+        gramian = mf.task_gramian(single.tasks, **given, engine="layerwise")[1]
+        by_sample = mf.sample_gramian(single.samples, **given, engine="layerwise")[1]
+        lengths = mf.sample_norms(single.samples, **given)[1]
+        assert {x.dtype for x in (gramian, by_sample, lengths)} == {dtype or torch.float32}
+        agree(gramian.double(), tasks, 1e-5)
+        agree(by_sample.double(), samples, 1e-5)
+        near(lengths.flatten(), by_sample.diagonal().sqrt(), 1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,7 +156,7 @@ WAYS = SLOPES | {
 @pytest.mark.parametrize("measure", [_task_measure, _sample_measure])
 @pytest.mark.parametrize("way", WAYS)
 def test_hypergradients_equal_those_through_rows(measure, way):
-    at = torch.tensor(1.3, dtype=torch.float64)
+    at = torch.tensor(1.3, dtype=F64)
     got, expected = (
         WAYS[way](partial(measure, engine=engine), at) for engine in ("layerwise", "rows")
     )
@@ -183,23 +215,9 @@ def test_autocast_accumulates_in_single_precision():
         rows = measure(f, params, x, engine="rows")[1]
         exact = measure(partial(f, half=False), params, x, engine="rows")[1]
         assert got.dtype == torch.float32
-        # Both see one forward in bfloat16; the products of the engine are not rounded to it once
-        # more.
-        assert (
-            float((got - exact).norm())
-            <= 1.05 * float((rows - exact).norm())
-            <= 0.05 * float(exact.norm())
-        )
-
-
-def _batch_norm():
-    net = nn.Sequential(
-        nn.Linear(4, 6),
-        nn.BatchNorm1d(6, track_running_stats=False),
-        nn.ReLU(),
-        nn.Linear(6, TASKS),
-    ).double()
-    return net, mf.parameters(net), torch.randn(SAMPLES, 4, dtype=torch.float64)
+        # one forward in bfloat16; the products of the engine are not rounded to it once more
+        most = 1.05 * float((rows - exact).norm())
+        assert float((got - exact).norm()) <= most <= 0.05 * float(exact.norm())
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
@@ -210,10 +228,9 @@ def test_hypergradients_through_norms_equal_differences(kind, engine, measure, w
     """torch's batched backward of these norms is wrong when it is differentiated again, by a number
     that enters before the norm or after it, in a transform or a closure.
     """
-    net, params, x = _batch_norm()
-    if kind == "layer":
-        net[1] = nn.LayerNorm(6).double()
-        params = mf.parameters(net)
+    norm = nn.LayerNorm(6) if kind == "layer" else nn.BatchNorm1d(6, track_running_stats=False)
+    net = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, TASKS)).double()
+    params, x = mf.parameters(net), torch.randn(SAMPLES, 4, dtype=F64)
     if kind == "batch" and measure == "sample":
         engine = "rows"  # the samples mix
 
@@ -252,9 +269,8 @@ def test_losses_that_mix_samples_are_refused():
     for losses, said in ((_contrastive, "mm"), (_swapped, "index, of which nothing")):
         with pytest.raises(ValueError, match=f"samples mix in {said}"):
             mf.sample_gramian(losses, mlp.params, mlp.batch[0])
-        assert (
-            mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1].isfinite().all()
-        )
+        found = mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1]
+        assert found.isfinite().all()
 
 
 def test_circular_padding_is_refused():
@@ -263,7 +279,7 @@ def test_circular_padding_is_refused():
     net = nn.Sequential(
         nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()
     ).double()
-    x = torch.randn(5, 2, 7, dtype=torch.float64)
+    x = torch.randn(5, 2, 7, dtype=F64)
 
     def samples(p, x):
         return functional_call(net, p, x).square().sum(1)
@@ -275,17 +291,89 @@ def test_circular_padding_is_refused():
     agree(mf.sample_gramian(samples, params, x, engine="rows")[1], by_rows(rows), 1e-12)
 
 
-def test_nan_in_a_sample_is_nan_in_its_rows_of_the_gramian():
-    net = build("mlp")
-    x = net.batch[0].clone()
-    x[2] = float("nan")
-    _, gramian = mf.sample_gramian(net.samples, net.params, (x,))
-    broken = torch.arange(SAMPLES * TASKS) // TASKS == 2
-    assert gramian[broken].isnan().all()
-    assert gramian[:, broken].isnan().all()
-    kept = ~broken
-    plain = mf.sample_gramian(net.samples, net.params, net.batch)[1]
-    torch.testing.assert_close(gramian[kept][:, kept], plain[kept][:, kept])
+READERS = {
+    f"{name}, {engine}": lambda p, x, f=f, engine=engine: f(MLP.samples, p, (x,), engine=engine)[1]
+    for name, f in (("samples", mf.sample_gramian), ("lengths", mf.sample_norms))
+    for engine in ("auto", "rows")
+}
+
+
+def known(name: str, p: Any, x: Tensor) -> Tensor:
+    """The same by a loop of torch.func's own gradients (its batched derivative of a layer norm is
+    wrong once it is differentiated again).
+    """
+    count = TASKS * len(x)
+    each = [grad(lambda p, i=i: MLP.samples(p, (x,)).flatten()[i])(p) for i in range(count)]
+    rows = torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
+    return rows.norm(dim=1).reshape(len(x), TASKS) if "lengths" in name else rows @ rows.mT
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_vmap_and_nested_vmap(name):
+    params = {key: torch.stack([leaf, 1.5 * leaf]) for key, leaf in MLP.params.items()}
+    x = torch.stack([MLP.batch[0], MLP.batch[0] - 1, 2 * MLP.batch[0]])
+    read = READERS[name]
+    got = vmap(vmap(read, (None, 0)), (0, None))(params, x)
+    for i in range(2):
+        alone = {key: leaf[i] for key, leaf in params.items()}
+        for j in range(3):
+            near(got[i, j], read(alone, x[j]), 1e-11, 1e-12)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_nan_of_a_sample_stays_in_its_rows(name):
+    x = MLP.batch[0].clone()
+    x[2] = torch.nan
+    got, plain = READERS[name](MLP.params, x), READERS[name](MLP.params, MLP.batch[0])
+    kept = torch.arange(SAMPLES) != 2
+    if "samples" in name:
+        kept = kept.repeat_interleave(TASKS)
+        assert got[:, ~kept].isnan().all()
+        got, plain = got[:, kept], plain[:, kept]
+    assert got[~kept].isnan().all()
+    if "auto" in name:  # batched passes multiply NaN by zero
+        near(got[kept], plain[kept])
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_derivatives(name):
+    """By the parameters and the batch, in both modes, and of second order; of a batch that requires
+    grad by itself.
+    """
+    x = MLP.batch[0]
+    weigh = torch.linspace(-1, 1, READERS[name](MLP.params, x).numel(), dtype=F64)
+
+    def total(read):
+        return lambda p, x: read(p, x).flatten() @ weigh
+
+    ours, theirs = total(READERS[name]), total(lambda p, x: known(name, p, x))
+    for argument in range(2):
+        found, wanted = (grad(f, argument)(MLP.params, x) for f in (ours, theirs))
+        near(found, wanted, 1e-9, 1e-10)
+    along = torch.cos(torch.arange(x.numel(), dtype=F64)).reshape(x.shape)
+    forward = [jvp(lambda x, f=f: f(MLP.params, x), (x,), (along,))[1] for f in (ours, theirs)]
+    torch.testing.assert_close(*forward, rtol=1e-9, atol=1e-10)
+    leaf = x.clone().requires_grad_()
+    (closed,) = torch.autograd.grad(ours(MLP.params, leaf), leaf)
+    near(closed, grad(theirs, 1)(MLP.params, x), 1e-9, 1e-10)
+    # The Hessian along a direction, by central differences: their error is h² ~ 1e-10 times third
+    # derivatives, and rounding over h.
+    h = 1e-5
+    second = grad(lambda x: (grad(ours, 1)(MLP.params, x) * along).sum())(x)
+    ends = [grad(theirs, 1)(MLP.params, x + s * h * along) for s in (1, -1)]
+    size = float(second.abs().amax())
+    near(second, (ends[0] - ends[1]) / (2 * h), 0, 1e-6 * size)
+
+
+def test_derivative_of_a_length_zero_is_zero():
+    def squares(params, x):
+        return (x @ params["w"]).square()
+
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    _, lengths = mf.sample_norms(squares, {"w": torch.ones(2)}, x)
+    assert lengths[0] == 0
+    slope = grad(lambda w: mf.sample_norms(squares, {"w": w}, x)[1].sum())(torch.ones(2))
+    assert slope.isfinite().all()
 
 
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
@@ -318,7 +406,7 @@ def test_input_overwritten_after_the_call():
     """What a layer read is gone: autograd refuses, and so does the engine, rather than use what is
     there now.
     """
-    weight = torch.randn(3, 4, dtype=torch.float64)
+    weight, x = torch.randn(3, 4, dtype=F64), torch.randn(SAMPLES, 4, dtype=F64)
 
     def losses(params, x):
         x = x.clone()
@@ -328,29 +416,20 @@ def test_input_overwritten_after_the_call():
 
     for engine in ("layerwise", "rows"):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            mf.task_gramian(
-                losses, {"w": weight}, torch.randn(SAMPLES, 4, dtype=torch.float64), engine=engine
-            )
+            mf.task_gramian(losses, {"w": weight}, x, engine=engine)
 
 
 # Separate losses: T heads, not T².
 def _decoders(form):
     torch.manual_seed(0)
-    trunk, heads = (
-        nn.Linear(6, 8),
-        nn.ModuleList(
-            nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 30)) for _ in range(4)
-        ),
+    heads = nn.ModuleList(
+        nn.Sequential(nn.Linear(8, 40), nn.Tanh(), nn.Linear(40, 30)) for _ in range(4)
     )
-    net = nn.ModuleDict({"trunk": trunk, "heads": heads}).double()
+    net = nn.ModuleDict({"trunk": nn.Linear(6, 8), "heads": heads}).double()
     entered = [0] * 4
 
     def losses(params, x):
-        z = torch.tanh(
-            functional_call(
-                trunk, {name: params[f"trunk.{name}"] for name in ("weight", "bias")}, x
-            )
-        )
+        z = torch.tanh(F.linear(x, params["trunk.weight"], params["trunk.bias"]))
         found = []
         for task, head in enumerate(heads):
             own = {name: params[f"heads.{task}.{name}"] for name, _ in head.named_parameters()}
@@ -363,7 +442,7 @@ def _decoders(form):
             found.append(out.square().mean())
         return tuple(found) if form == "tuple" else torch.stack(found)
 
-    return losses, mf.parameters(net), torch.randn(5, 6, dtype=torch.float64), entered
+    return losses, mf.parameters(net), torch.randn(5, 6, dtype=F64), entered
 
 
 @pytest.mark.parametrize("form", ["tuple", "stacked"])
@@ -403,11 +482,6 @@ def test_a_step_gives_the_same_gradient_by_every_engine(form, given, monkeypatch
             torch.testing.assert_close(value, answers[0][0][name], rtol=1e-9, atol=1e-14)
 
 
-def test_mask_needs_rows():
-    with pytest.raises(ValueError, match="mask"):
-        mf.jacobian(mask=lambda key, rows: rows, engine="layerwise")
-
-
 def test_watching_is_left_out_for_few_parameters(monkeypatch):
     net = build("mlp")
     monkeypatch.setattr(forwards, "read_uses", None)
@@ -438,24 +512,20 @@ def test_sample_noise_is_that_of_the_sample_gradients(tasks):
     matrix = torch.cat([row.flatten(2) for row in rows.values()], 2)  # [sample, task, parameter]
     _, gramian = mf.sample_gramian(lambda p, b: net.samples(p, b)[:, :tasks], net.params, net.batch)
     got = mf.diagnostics.sample_noise(gramian, tasks)
-    same = (
-        torch.linspace(-1.7, 1.3, 7).repeat(5 * tasks, 1)
-        * torch.linspace(0.1, 1, 200)[:, None, None]
-    )
+    same = torch.linspace(-1.7, 1.3, 7).repeat(5 * tasks, 1)
+    same = same * torch.linspace(0.1, 1, 200)[:, None, None]
     assert (vmap(lambda g: mf.diagnostics.sample_noise(g, tasks).noise)(same @ same.mT) >= 0).all()
     for task in range(tasks):
         covariance = torch.cov(matrix[:, task].mT)
         noise = covariance.trace()
         signal = matrix[:, task].mean(0).square().sum() - noise / SAMPLES
-        torch.testing.assert_close(got.noise[task], noise, rtol=1e-9, atol=0)
-        torch.testing.assert_close(got.signal[task], signal, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(got.ratio[task], signal / noise, rtol=1e-9, atol=1e-12)
+        near(got.noise[task], noise, 1e-9)
+        near(got.signal[task], signal, 1e-9, 1e-12)
+        near(got.ratio[task], signal / noise, 1e-9, 1e-12)
         for other in range(tasks):
             pairs = [(b, c) for b in range(SAMPLES) for c in range(SAMPLES) if b != c]
-            share = sum(float(matrix[b, task] @ matrix[c, other]) < 0 for b, c in pairs) / len(
-                pairs
-            )
-            assert float(got.conflicts[task, other]) == pytest.approx(share)
+            count = sum(float(matrix[b, task] @ matrix[c, other]) < 0 for b, c in pairs)
+            assert float(got.conflicts[task, other]) == pytest.approx(count / len(pairs))
 
 
 @pytest.mark.parametrize("tasks", [2, 4, 40])
@@ -490,3 +560,19 @@ def test_graphs_are_freed_without_the_garbage_collector(engine):
         assert not made
     finally:
         gc.enable()
+
+
+def test_no_row_is_formed(monkeypatch, formed):
+    net = nn.Sequential(nn.Linear(600, 400), nn.Tanh(), nn.Linear(400, 4)).double()
+    monkeypatch.setattr(formulas.Deltas, "rows", None)  # is not called
+
+    def samples(p, x):
+        return functional_call(net, p, x).square()
+
+    x = torch.randn(6, 600, dtype=F64)
+    params = mf.parameters(net)
+    mf.task_gramian(lambda p, x: samples(p, x).mean(0), params, x)
+    assert formed
+    mf.sample_norms(lambda p, x: samples(p, x).sum(1), params, x)
+    assert (400, 600) not in formed
+    assert (4, 400) not in formed

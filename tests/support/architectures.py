@@ -85,15 +85,12 @@ def _convolutions() -> Architecture:
 
 def _other_dimensions() -> Architecture:
     net = nn.Sequential(
-        nn.Conv1d(2, 4, 3, padding=2, dilation=2),
-        nn.Tanh(),
+        nn.Conv1d(2, 4, 3, padding=2, dilation=2), nn.Tanh(),
         nn.ConvTranspose1d(4, 3, 2, stride=3, output_padding=2, dilation=3),
         nn.Unflatten(2, (3, 3, 3)),
         nn.Conv3d(3, 2, (1, 2, 3), stride=(1, 1, 2), padding=(0, 1, 0)),
-        nn.ConvTranspose3d(2, 2, 2),
-        nn.Flatten(),
-        nn.Linear(80, TASKS),
-    )
+        nn.ConvTranspose3d(2, 2, 2), nn.Flatten(), nn.Linear(80, TASKS),
+    )  # fmt: skip
     return Architecture(net, (torch.randn(SAMPLES, 2, 8),))
 
 
@@ -101,18 +98,11 @@ class _Attention(nn.Module):
     def __init__(self, batch_first: bool) -> None:
         super().__init__()
         self.first = batch_first
-        self.embed, self.position = (
-            nn.Embedding(7, 8, padding_idx=0),
-            nn.Parameter(torch.randn(4, 8) if batch_first else torch.randn(4, 1, 8)),
-        )
+        self.embed = nn.Embedding(7, 8, padding_idx=0)
+        self.position = nn.Parameter(torch.randn(4, 8) if batch_first else torch.randn(4, 1, 8))
         self.attend = nn.MultiheadAttention(8, 2, batch_first=batch_first)
-        self.cross = nn.MultiheadAttention(
-            8,
-            2,
-            batch_first=batch_first,
-            kdim=None if batch_first else 6,
-            vdim=None if batch_first else 6,
-        )
+        width = None if batch_first else 6
+        self.cross = nn.MultiheadAttention(8, 2, batch_first=batch_first, kdim=width, vdim=width)
         self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
         self.scale = nn.Parameter(torch.randn(8))
         self.head = nn.Linear(8, TASKS)
@@ -126,16 +116,13 @@ class _Attention(nn.Module):
         return self.head(x.mean(1 if self.first else 0))
 
 
-def _transformer() -> Architecture:
-    return Architecture(
-        _Attention(True), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 8))
-    )
+def _transformer(batch_first: bool = True) -> Architecture:
+    tokens, memory = torch.randint(0, 7, (SAMPLES, 4)), (SAMPLES, 3, 8 if batch_first else 6)
+    return Architecture(_Attention(batch_first), (tokens, torch.randn(memory)))
 
 
 def _transformer_sequence_first() -> Architecture:
-    return Architecture(
-        _Attention(False), (torch.randint(0, 7, (SAMPLES, 4)), torch.randn(SAMPLES, 3, 6))
-    )
+    return _transformer(False)
 
 
 def _tied_embedding() -> Architecture:
@@ -156,9 +143,8 @@ def _recurrent_cell() -> Architecture:
             hidden = torch.tanh(net.read(x[:, step]) + net.carry(hidden))
         return net.head(hidden)
 
-    net = Calls(
-        body, read=nn.Linear(3, 5), carry=nn.Linear(5, 5, bias=False), head=nn.Linear(5, TASKS)
-    )
+    carry = nn.Linear(5, 5, bias=False)
+    net = Calls(body, read=nn.Linear(3, 5), carry=carry, head=nn.Linear(5, TASKS))
     return Architecture(net, (torch.randn(SAMPLES, 4, 3),))
 
 
@@ -241,16 +227,14 @@ def _derivative() -> Architecture:
 class _UNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.deep = (
-            nn.Conv2d(1, 3, 3, padding=1),
-            nn.Conv2d(3, 4, 3, stride=2, padding=1),
-        )
-        self.heads: Any = nn.ModuleList(
-            nn.ModuleDict(
-                {"up": nn.ConvTranspose2d(4, 3, 2, stride=2), "out": nn.Conv2d(6, 1 + task, 1)}
-            )
-            for task in range(TASKS)
-        )
+        self.down = nn.Conv2d(1, 3, 3, padding=1)
+        self.deep = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+
+        def head(task: int) -> nn.Module:
+            up, out = nn.ConvTranspose2d(4, 3, 2, stride=2), nn.Conv2d(6, 1 + task, 1)
+            return nn.ModuleDict({"up": up, "out": out})
+
+        self.heads: Any = nn.ModuleList(map(head, range(TASKS)))
 
     def forward(self, x: Tensor) -> Tensor:
         shallow = torch.relu(self.down(x))
@@ -294,11 +278,8 @@ def build(name: str) -> Architecture:
     with torch.random.fork_rng():
         torch.manual_seed(len(name))
         made = _ALL[name]()
-        module = made.module.double()
-        return made._replace(
-            module=module,
-            batch=tuple(x.double() if x.is_floating_point() else x for x in made.batch),
-        )
+        batch = tuple(x.double() if x.is_floating_point() else x for x in made.batch)
+        return made._replace(module=made.module.double(), batch=batch)
 
 
 _ALL = {
