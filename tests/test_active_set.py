@@ -189,18 +189,6 @@ def test_nested_batches_equal_the_loop(problem, threads):
             near(together[j, i], alone, 0)
 
 
-def test_batched_hyperparameter_and_shared_gramian():
-    g = spd(5, 0)
-    c = torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)
-    p = torch.rand(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grid = vmap(vmap(lambda c, p: solve(cagrad(g, c, preference=p)).weights, (0, None)), (None, 0))(
-        c, p
-    )
-    for i in range(4):
-        for j in range(3):
-            near(grid[i, j], solve(cagrad(g, c[j], preference=p[i])).weights, 0)
-
-
 @pytest.mark.parametrize("problem", PROBLEMS.values(), ids=PROBLEMS)
 def test_differentiating_does_not_change_the_answer(problem):
     g = spd(8, 4)

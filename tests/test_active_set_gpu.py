@@ -6,6 +6,7 @@ interpreter runs it on small instances (`TRITON_INTERPRET`, of `conftest.py`), m
 import os
 import warnings
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,24 +30,21 @@ from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = (2, 3, 8, 32, 64, 128) if CUDA else (3, 8)
 KINDS = ("min_norm", "cagrad", "dual_cone")
-EPS = torch.finfo(torch.float64).eps
+F64, EPS = torch.float64, torch.finfo(torch.float64).eps
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs a GPU")
 # the interpreter takes a tenth of a second per problem
 one_kind = pytest.mark.parametrize("kind", few(KINDS, lambda kind: CUDA or kind == "min_norm"))
 only_compiled = pytest.mark.exhaustive if not CUDA else lambda test: test
 
 
-def inputs(kind, count, batch=1, c=0.6):
+def inputs(kind, count, batch=1, c=0.6) -> tuple[Any, Any]:
     """The vector and the radius that the kernels take."""
     if kind == "min_norm":
         return None, None
     if kind == "cagrad":
-        return torch.full((1, count), 1 / count, dtype=torch.float64), torch.full(
-            (1,), c, dtype=torch.float64
-        )
-    return torch.rand(
-        batch, count, generator=torch.Generator().manual_seed(count), dtype=torch.float64
-    ), None
+        return torch.full((1, count), 1 / count, dtype=F64), torch.full((1,), c, dtype=F64)
+    draw = torch.Generator().manual_seed(count)
+    return torch.rand(batch, count, generator=draw, dtype=F64), None
 
 
 def both(g, vector=None, c=None, eps=EPS):
@@ -70,12 +68,13 @@ def waits_refused():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def assert_solved(kind, g, vector, c, ours, theirs):
+def assert_solved(kind, g, c=0.6):
     """Feasible, optimal to rounding by its own certificate, and the direction and value of the CPU
     kernel.
     """
     count = g.shape[-1]
-    (report, support, info), (other, _, other_info) = ours, theirs
+    vector, c = inputs(kind, count, len(g), c)
+    (report, support, info), (other, _, other_info) = both(g, vector, c)
     n = g.diagonal(dim1=-2, dim2=-1).sqrt()
     weights, dual, rates = report[:, : 3 * count].split(count, 1)
     value, gap = report[:, -2], report[:, -1]
@@ -134,8 +133,7 @@ def test_agrees_with_the_cpu_kernel_on_the_hard_families(kind, families, count):
         pytest.skip("all are in the other case")
     seeds = range(64 if CUDA else 1)
     g = torch.stack([gramian(x, count, seed, scale=y) for x, y in families for seed in seeds])
-    vector, c = inputs(kind, count, len(g))
-    assert_solved(kind, g, vector, c, *both(g, vector, c))
+    assert_solved(kind, g)
 
 
 @only_compiled
@@ -143,9 +141,7 @@ def test_agrees_with_the_cpu_kernel_on_the_hard_families(kind, families, count):
 @given(rows=jacobians(most=6), kind=st.sampled_from(KINDS), c=st.sampled_from([0.1, 0.8, 1.0, 3.0]))
 def test_agrees_with_the_cpu_kernel_at_any_scale(rows, kind, c):
     g = (rows @ rows.mT)[None]
-    g = 0.5 * (g + g.mT)
-    vector, c = inputs(kind, len(rows), 1, c)
-    assert_solved(kind, g, vector, c, *both(g, vector, c))
+    assert_solved(kind, 0.5 * (g + g.mT), c)
 
 
 @only_compiled
@@ -156,8 +152,7 @@ def test_rows_of_very_different_scale_and_ties():
         rows = rows * 10.0 ** random.integers(-6, 7, size=(6, 1))
         g = torch.tensor(rows @ rows.T)[None]
         for kind in ("min_norm", "dual_cone"):
-            vector, c = inputs(kind, 6)
-            assert_solved(kind, g, vector, c, *both(g, vector, c))
+            assert_solved(kind, g)
 
 
 def test_what_a_batch_shares_is_given_once():
@@ -216,19 +211,16 @@ def test_one_task_nothing_at_all_and_zero_rows(kind):
         torch.diag(torch.tensor([0.0, 1.0, 4.0])),
         torch.diag(torch.tensor([0.0, 0.0, 4.0])),
     ):
-        g = g.double()[None]  # noqa: PLW2901
-        vector, c = inputs(kind, g.shape[-1])
-        (report, support, info), (other, other_support, other_info) = both(g, vector, c)
-        torch.testing.assert_close(report, other, rtol=1e-14, atol=1e-15)
+        found = both(g.double()[None], *inputs(kind, g.shape[-1]))
+        (report, support, info), (other, other_support, other_info) = found
+        near(report, other, 1e-14, 1e-15)
         assert torch.equal(support, other_support)
         assert torch.equal(info[:, 1], other_info[:, 1])
 
 
 def test_radius_zero_is_the_mean_gradient():
-    g = gramian("antiparallel", 4, 1)[None]
-    vector, c = inputs("cagrad", 4, c=0.0)
-    (report, _, _), (other, _, _) = both(g, vector, c)
-    torch.testing.assert_close(report, other, rtol=1e-13, atol=1e-14)
+    ours, theirs = both(gramian("antiparallel", 4, 1)[None], *inputs("cagrad", 4, c=0.0))
+    near(ours[0], theirs[0], 1e-13, 1e-14)
 
 
 @one_kind
@@ -273,17 +265,17 @@ def test_the_public_call_on_a_gpu(problem, make):
     on_gpu = g.cuda()
     near(vmap(lambda g: solve(problem(g)).weights)(on_gpu).cpu(), expected, 1e-10, 1e-12)
     nested = vmap(vmap(lambda g: solve(problem(g)).weights))(on_gpu.reshape(2, 3, 8, 8))
-    torch.testing.assert_close(nested.cpu().reshape(6, 8), expected, rtol=1e-10, atol=1e-12)
+    near(nested.cpu().reshape(6, 8), expected, 1e-10, 1e-12)
 
     def loss(g):
         return (solve(problem(g)).weights * torch.arange(8, device=g.device)).sum()
 
     slopes = vmap(grad(loss))(g)
-    torch.testing.assert_close(vmap(grad(loss))(on_gpu).cpu(), slopes, rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(grad(loss)(on_gpu[0]).cpu(), slopes[0], rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(jacrev(loss)(on_gpu[0]).cpu(), slopes[0], rtol=1e-8, atol=1e-10)
     compiled = torch.compile(vmap(grad(loss)), fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(on_gpu).cpu(), slopes, rtol=1e-8, atol=1e-10)
+    for found in (vmap(grad(loss)), compiled):
+        near(found(on_gpu).cpu(), slopes, 1e-8, 1e-10)
+    for found in (grad(loss), jacrev(loss)):
+        near(found(on_gpu[0]).cpu(), slopes[0], 1e-8, 1e-10)
 
 
 @one_kind
@@ -298,9 +290,8 @@ def test_gradients_that_nearly_depend_on_each_other(kind):
         rows = np.concatenate([base, -base[:2], base[1:3]]) + apart * random.normal(size=(8, 20))
         rows *= 10.0 ** random.uniform(-3, 0, size=(8, 1))
         problems.append(torch.tensor(rows @ rows.T)[None])
-    vector, c = inputs(kind, 8)
     for g in problems if CUDA else [*problems[1:4], problems[27]]:
-        assert_solved(kind, g, vector, c, *both(g, vector, c))
+        assert_solved(kind, g)
 
 
 @needs_gpu
@@ -316,9 +307,7 @@ def test_sixteen_thousand_problems_in_one_launch(kind):
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(16384, 8, 20, generator=draw, dtype=torch.float64)
     g = rows @ rows.mT
-    g = 0.5 * (g + g.mT)
-    vector, c = inputs(kind, 8, len(g))
-    assert_solved(kind, g, vector, c, *both(g, vector, c))
+    assert_solved(kind, 0.5 * (g + g.mT))
 
 
 @needs_gpu

@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad
 
 import mtlfunc as mf
-from tests.support.oracles import rows_of
-from tests.support.problems import BATCH, PARAMS, TASKS, opaque
+from tests.support.oracles import check_slope, near, rows_of
+from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, opaque
 from tests.support.steps import SHARED
 
 F64 = torch.float64
 ETA = 0.3
-TRUNK = tuple(name for name in PARAMS if name.startswith("trunk."))
 
 
 def gradients(losses_fn, params, names):
@@ -50,7 +49,7 @@ def test_steps_equal_a_loop(form):
     for _ in range(4):
         w = reweighed(w, literal(state.params, BATCH))
         state, info = step.update(state, BATCH)
-        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
+        near(info.weights[:-1], w, 1e-9)
         assert float(info.weights[-1]) == 0
 
 
@@ -65,7 +64,7 @@ def test_towards_the_mean_equals_a_loop():
             rows = gradients(lambda leaves: opaque(leaves, BATCH), state.params, TRUNK)
             w = reweighed(w, rows @ (share @ rows))
             state, info = step.update(state, BATCH)
-            torch.testing.assert_close(info.weights, w, rtol=1e-9, atol=0)
+            near(info.weights, w, 1e-9)
 
 
 def test_absent_tasks_keep_their_weight():
@@ -77,18 +76,18 @@ def test_absent_tasks_keep_their_weight():
     _, state, first = step.update(PARAMS, (*BATCH, every), state)
     _, state, second = step.update(PARAMS, (*BATCH, absent), state)
     here, a, w = absent[:-1], literal(PARAMS, BATCH), first.weights[:-1]
-    torch.testing.assert_close(state.rule.logits[:-1].softmax(0)[1], w[1], rtol=1e-12, atol=0)
+    near(state.rule.logits[:-1].softmax(0)[1], w[1], 1e-12)
     some = reweighed(w[here].tolist(), a[here])
-    torch.testing.assert_close(second.weights[:-1][here], some, rtol=1e-9, atol=0)
+    near(second.weights[:-1][here], some, 1e-9)
     assert second.weights[[1, 3]].tolist() == [0, 0]
     nowhere = every & (torch.arange(TASKS + 1) < TASKS)
     _, same, third = step.update(PARAMS, (*BATCH, nowhere), state)  # no target at this step
     kept = w.clone()
     kept[here] = some * w[here].sum()
-    torch.testing.assert_close(third.weights[:-1], kept, rtol=1e-9, atol=0)
+    near(third.weights[:-1], kept, 1e-9)
     _, _, fourth = step.update(PARAMS, (*BATCH, every), same)
     wanted = reweighed(kept.tolist(), a)
-    torch.testing.assert_close(fourth.weights[:-1], wanted, rtol=1e-9, atol=0)
+    near(fourth.weights[:-1], wanted, 1e-9)
 
 
 def network(seed=0):
@@ -104,51 +103,30 @@ def by_sample(net):
     return lambda p, b: (functional_call(net, p, (b["x"],)) - b["y"]).square().sum(1)
 
 
-def weighed_step(net, eta=ETA):
-    probe = mf.jacobian(weightings=lambda b: b["A"])
-    return mf.descend(by_sample(net), mf.align(eta), probe, mf.sgd(0.1))
-
-
 def products(net, params, batch, metric: float | torch.Tensor = 1.0):
     """With the mean over the last samples, the fourth row of A."""
     rows = gradients(lambda p: batch["A"] @ by_sample(net)(p, batch), params, tuple(params))
     return rows[:-1] @ (metric * rows[-1])
 
 
-def trained(net, eta, batch, steps=3):
-    step = weighed_step(net, eta)
-    params = mf.parameters(net)
-    state = step.init(params, batch)
-    for _ in range(steps - 1):
+def trained(net, eta, batch):
+    """The target's loss after three steps of losses that are weighted by sample."""
+    probe = mf.jacobian(weightings=lambda b: b["A"])
+    step = mf.descend(by_sample(net), mf.align(eta), probe, mf.sgd(0.1))
+    state = step.init(mf.parameters(net), batch)
+    for _ in range(3):
         state, _ = step.update(state, batch)
-    state, info = step.update(state, batch)
-    return info.weights, batch["A"][-1] @ by_sample(net)(state.params, batch)
-
-
-def test_vmapped_over_eta_and_batches_equals_its_loop():
-    net, batch = network()
-    etas = torch.tensor([0.05, 0.4], dtype=F64)
-    several = [network(seed)[1] for seed in range(3)]
-    stacked = {name: torch.stack([b[name] for b in several]) for name in batch}
-    found = vmap(vmap(lambda e, b: trained(net, e, b), (0, None)), (None, 0))(etas, stacked)
-    for i, b in enumerate(several):
-        for j, eta in enumerate(etas):
-            for one, other in zip(found, trained(net, eta, b), strict=True):
-                torch.testing.assert_close(one[i, j], other, rtol=1e-9, atol=1e-12)
+    return batch["A"][-1] @ by_sample(net)(state.params, batch)
 
 
 def test_derivatives_of_a_run_by_eta_of_both_orders():
     net, batch = network()
-    eta, h = torch.tensor(0.2, dtype=F64), 1e-4
 
-    def end(e):
-        return trained(net, e, batch)[1]
+    def end(eta):
+        return trained(net, eta, batch)
 
-    first = grad(end)
-    near = (end(eta + h) - end(eta - h)) / (2 * h)
-    torch.testing.assert_close(first(eta), near, rtol=1e-6, atol=1e-9)
-    near = (first(eta + h) - first(eta - h)) / (2 * h)
-    torch.testing.assert_close(grad(first)(eta), near, rtol=1e-6, atol=1e-9)
+    check_slope(end, 0.2, "grad", "vmap", h=1e-4)
+    check_slope(grad(end), 0.2, "grad", h=1e-4)
 
 
 def test_in_the_optimizers_metric():
@@ -159,20 +137,14 @@ def test_in_the_optimizers_metric():
     for _ in range(4):
         params = mf.parameters(net)
         squares = [optimizer.state[x].get("square_avg") for x in net.parameters()]
-        scale = torch.cat(
-            [
-                torch.full((x.numel(),), 1e-2, dtype=F64)  # nothing is known yet
-                if square is None
-                else 1e-2 / (square.sqrt() + 1e-8).flatten()
-                for square, x in zip(squares, net.parameters(), strict=True)
-            ]
-        )
+        known = [x for x in squares if x is not None]  # at first nothing is
+        scale = torch.cat([1e-2 / (x.sqrt() + 1e-8).flatten() for x in known]) if known else 1e-2
         w = reweighed(w, products(net, params, batch, scale))
         optimizer.zero_grad()
         losses = (net(batch["x"]) - batch["y"]).square().sum(1)
         info = balancer.backward(losses, weightings=batch["A"])
         optimizer.step()
-        torch.testing.assert_close(info.weights[:-1], w, rtol=1e-9, atol=0)
+        near(info.weights[:-1], w, 1e-9)
 
 
 def test_long_runs_keep_their_log_weights():
@@ -192,7 +164,7 @@ def test_long_runs_keep_their_log_weights():
     for _ in range(49):
         state = step(back, state)[1]
     weights, _ = step(back, state)
-    torch.testing.assert_close(weights[:2], ones[:2] / 2, rtol=1e-3, atol=0)
+    near(weights[:2], ones[:2] / 2, 1e-3)
 
 
 def test_refusals():
