@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch._C import _functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 import mtlfunc as mf
 from mtlfunc.audit import audit
 from mtlfunc.audit.instances import generic, independent
-from tests.support.broken_rules import by_norm, counting_dict, first_preferred, only
+from mtlfunc.core.checks import inside_transform
+from tests.support.audits import row_of
+from tests.support.broken_rules import by_norm, counting_dict, first_preferred, only, uniform
 
 
 def min_norm(gramian: Any) -> Any:
@@ -38,16 +39,14 @@ def test_what_does_not_repeat_breaks_no_audit(rule):
 def test_between_follows_the_key():
     """What is wrong at one T between is found by some key; the same key gives the same report."""
     rule = only(9, first_preferred)
-    wanted = ["permutation equivariance"]
-    found = [audit(rule, only=wanted, instances=5, key=key) for key in range(12)]
-    assert {row["permutation equivariance"].status for row in found} == {"holds", "fails"}
-    again = audit(rule, only=wanted, instances=5, key=3)
-    assert str(again) == str(found[3])
+    found = [audit(rule, only=[ORDER], instances=5, key=key) for key in range(12)]
+    assert {row[ORDER].status for row in found} == {"holds", "fails"}
+    assert str(audit(rule, only=[ORDER], instances=5, key=3)) == str(found[3])
 
 
 def test_counterexample_of_many_tasks_is_a_call():
     rule = only(128, first_preferred)
-    row = audit(rule, only=["permutation equivariance"], instances=5)["permutation equivariance"]
+    row = row_of(rule, "permutation equivariance", instances=5)
     assert row.literal == 'mtlfunc.audit.instances.generic("gaussian", 128, 1)[0]'
     assert row.jacobian is not None
     assert torch.equal(row.jacobian, generic("gaussian", 128, 1)[0])
@@ -61,9 +60,76 @@ def by_inverse_length(gramian: Any) -> Any:
     return 1 / n.where(n > 0, 1.0)
 
 
-def test_an_exactly_invariant_rule_is_invariant():
-    name = "invariance to rescaling one task"
-    assert audit(by_inverse_length, only=[name])[name].status == "holds"
+def shortest(gramian: Any) -> Any:
+    """The first of two equal norms: the order decides nothing but an exact tie."""
+    return torch.nn.functional.one_hot(gramian.diagonal().argmin(), len(gramian)).to(gramian)
+
+
+def breaks_where_a_task_is_absent(geometry: Any, state: Any) -> Any:
+    if not inside_transform() and not bool(geometry.present.all()):
+        raise IndexError("out of range")
+    return uniform(geometry.losses), state
+
+
+def silent(gramian: Any, losses: Any) -> Any:
+    """NaN without an error is no refusal."""
+    return torch.where((losses > 0).all(), losses / losses.sum(), torch.nan)
+
+
+def refuses(gramian: Any, losses: Any) -> Any:
+    if not inside_transform() and not bool((losses > 0).all()):
+        raise ValueError("losses: expected numbers > 0")
+    return silent(gramian, losses)
+
+
+def reads_at_conflicts(gramian: Any) -> Any:
+    """Of two tasks with a softmin of cosines no weights depend on the Gramian."""
+    length = gramian.diagonal().sqrt()
+    found = torch.softmax(-(gramian / length[:, None] / length).mean(-1), -1)
+    return torch.where(gramian[0, -1] < -0.2 * length[0] * length[-1], found, 1 / len(found))
+
+
+def stateful(update: Any, init: Any = lambda losses, key: (), reads: Any = None) -> mf.Rule:
+    return mf.Rule(init, update, reads)
+
+
+NAN_LOSSES = stateful(lambda geometry, state: (geometry.losses * 0 + torch.nan, state))
+# the first losses do not move its state
+SOFTMAX = stateful(
+    lambda g, s: (torch.softmax(s, -1), 0.9 * s + 0.1 * g.losses), lambda losses, key: losses,
+    frozenset({"losses"}),
+)  # fmt: skip
+ORDER, LOW = "permutation equivariance", "losses of 0 or below"
+VERDICTS = {  # a rule, a property, how many instances, and what is said
+    "zero weights": (lambda g: 0 * g[0], "differentiability", 20, "holds", ""),
+    "NaN equals NaN": (NAN_LOSSES, LOW, 10, "not applicable", "weights do not depend on losses"),
+    "ties": (shortest, ORDER, 50, "holds", ""),
+    "a jump at ties": (shortest, "continuity", 50, "fails", ""),
+    "exact invariance": (by_inverse_length, "invariance to rescaling one task", 400, "holds", ""),
+    "a state": (SOFTMAX, "state round-trip", 400, "holds", ""),
+    # the weights of [[1, 1], [0, -1], [-1, 0]] are 1e-17 and their order is rounding
+    "config": (mf.config(), ORDER, 400, "holds", ""),
+    "aligned_mtl": (mf.aligned_mtl(), ORDER, 400, "holds", ""),
+    "absent tasks": (mf.mgda(), "absent tasks", 20, "holds", ""),
+    "an error that is no refusal": (stateful(breaks_where_a_task_is_absent), "absent tasks", 20,
+                                    "fails", "raises IndexError: out of range with task 0 absent"),
+    "NaN of low losses": (silent, LOW, 20, "fails", "weights are (nan, nan) where the losses are "
+                          "(0, 2), without an error"),
+    "a refusal": (refuses, LOW, 20, "not applicable", "the rule refuses losses of 0 and below"),
+    "low losses": (lambda g, losses: torch.softmax(losses, -1), LOW, 20, "holds", ""),
+    "NaN at conflicts": (reads_at_conflicts, "NaN", 400, "fails", "although the gradient of task"),
+    # numbers that differ are not written alike
+    "nearly 1": (lambda g: (1 + 2e-5) * uniform(g), "identical tasks", 400, "fails",
+                 "is (1.00002)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERDICTS)
+def test_what_is_said_of_a_rule(case):
+    rule, name, instances, status, detail = VERDICTS[case]
+    row = row_of(rule, name, instances=instances)
+    assert row.status == status, row.detail
+    assert detail in row.detail
 
 
 def test_rounding_of_a_zero_direction_is_no_failure():
@@ -94,22 +160,9 @@ def test_rounding_of_a_zero_direction_is_no_failure():
     assert exact["Pareto-stationary fixed points"].status == "holds"
 
 
-def test_a_state_that_the_first_losses_do_not_move_is_no_defect():
-    update = lambda g, s: (torch.softmax(s, -1), 0.9 * s + 0.1 * g.losses)  # noqa: E731
-    rule = mf.Rule(lambda losses, key: losses, update, frozenset({"losses"}))
-    assert audit(rule, only=["state round-trip"]).defects == 0
-
-
-@pytest.mark.parametrize("rule", ["config", "aligned_mtl"])
-def test_order_is_no_failure_of_what_does_not_depend_on_it(rule):
-    """The weights of [[1, 1], [0, -1], [-1, 0]] are 1e-17 and their order is rounding."""
-    found = audit(getattr(mf, rule)(), only=["permutation equivariance"])
-    assert found["permutation equivariance"].status == "holds"
-
-
 def test_aligned_mtl_jumps_where_its_definition_does():
     """Two parallel gradients, then nearly parallel ones: the least singular value scales d."""
-    row = audit(mf.aligned_mtl(), only=["continuity"])["continuity"]
+    row = row_of(mf.aligned_mtl(), "continuity")
     assert row.status == "fails"
     assert row.jacobian is not None
     d = mf.aggregate(mf.aligned_mtl(), row.jacobian)
@@ -120,43 +173,11 @@ def test_aligned_mtl_jumps_where_its_definition_does():
     assert other.norm() < 1e-4 * d.norm()
 
 
-def test_refusing_low_losses_is_sound():
-    def refuses(gramian: Any, losses: Any) -> Any:
-        good = (losses > 0).all()
-        if not _functorch.get_interpreter_stack() and not bool(good):
-            raise ValueError("losses: expected numbers > 0")
-        return torch.where(good, losses / losses.sum(), torch.nan)
-
-    name = "losses of 0 or below"
-    row = audit(refuses, only=[name], instances=20)[name]
-    assert (row.status, row.detail) == ("not applicable", "the rule refuses losses of 0 and below")
-    fine = audit(lambda gramian, losses: torch.softmax(losses, -1), only=[name], instances=20)[name]
-    assert fine.status == "holds"
-
-
-# ---- the shell ----------------------------------------------------------------------------------
-def test_a_gramian_that_is_read_at_conflicts_alone_is_tried_with_nan():
-    """Of two tasks with a softmin of cosines no weights depend on the Gramian."""
-
-    def weights(gramian):
-        length = gramian.diagonal().sqrt()
-        found = torch.softmax(-(gramian / length[:, None] / length).mean(-1), -1)
-        return torch.where(gramian[0, -1] < -0.2 * length[0] * length[-1], found, 1 / len(found))
-
-    row = mf.audit(weights, only=["NaN"])["NaN"]
-    assert row.status == "fails"
-    assert "although the gradient of task" in row.detail
-
-
 def test_numbers_that_differ_are_not_written_alike():
-    name = "identical tasks"
-    nearly = mf.audit(lambda g: torch.full_like(g[0], (1 + 2e-5) / len(g)), only=[name])
-    assert "is (1.00002)" in nearly[name].detail
-
     def absolute(gramian):
         length = gramian.diagonal().sqrt() + 1e-8
         return length / length.sum()
 
-    report = mf.audit(absolute, only=["positive homogeneity"], instances=50)
-    before, after = report["positive homogeneity"].detail.split(" become ")
+    row = row_of(absolute, "positive homogeneity", instances=50)
+    before, after = row.detail.split(" become ")
     assert before.removeprefix("weights ") != after.split(" when ")[0]

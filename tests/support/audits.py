@@ -1,4 +1,14 @@
-"""Rules whose properties the papers state."""
+"""Rules whose properties the papers state; one property of an audit."""
+
+from typing import Any
+
+from mtlfunc.audit import audit
+
+
+def row_of(rule: Any, name: str, **given: Any) -> Any:
+    """What an audit says of one property."""
+    return audit(rule, only=[name], **given)[name]
+
 
 RULES = {
     "mean": "mean()", "mgda": "mgda()", "pcgrad": "pcgrad()", "cagrad": "cagrad(0.4)",

@@ -27,6 +27,11 @@ def no_rule():
     return 3
 
 
+def uniform(weighed):
+    """The mean's weights, of a Gramian or of losses."""
+    return torch.full_like(weighed.diagonal() if weighed.ndim > 1 else weighed, 1 / len(weighed))
+
+
 def stateful(update, init=lambda losses, key: torch.zeros_like(losses)):
     return mf.Rule(init, update)
 
@@ -43,9 +48,7 @@ def remembers_the_last():
 
 
 def branch(gramian):
-    if gramian[0, -1] < 0:
-        return torch.full_like(gramian[0], 1 / len(gramian))
-    return torch.full_like(gramian[0], 2 / len(gramian))
+    return uniform(gramian) if gramian[0, -1] < 0 else 2 * uniform(gramian)
 
 
 def mutates(gramian):
@@ -60,7 +63,7 @@ def raises(gramian):
 def raises_at_conflict(gramian):
     if bool((gramian < 0).any()):
         raise ArithmeticError
-    return torch.full_like(gramian[0], 1 / len(gramian))
+    return uniform(gramian)
 
 
 def cosine_nan(gramian):
@@ -83,7 +86,7 @@ def global_noise(gramian):
 
 def moves_the_generator(gramian):
     torch.rand(1)
-    return torch.full_like(gramian[0], 1 / len(gramian))
+    return uniform(gramian)
 
 
 def detached(gramian):
@@ -98,7 +101,7 @@ def hard_coded(gramian):
 
 def halves(gramian):
     n = gramian.diagonal()
-    return torch.where(n[0] > n[-1], 1.0, 2.0) * torch.full_like(n, 1 / len(n))
+    return torch.where(n[0] > n[-1], 1.0, 2.0) * uniform(n)
 
 
 def batch_mean(gramian):
@@ -208,19 +211,15 @@ def one_negative_loss(gramian, losses):
 
 
 def mean_without_preference():
-    return mf.Rule(
-        lambda losses, key: (),
-        lambda geometry, state: (
-            geometry.present.to(geometry.losses) / geometry.present.sum().clamp_min(1),
-            (),
-        ),
-    )
+    def update(geometry, state):
+        return geometry.present.to(geometry.losses) / geometry.present.sum().clamp_min(1), ()
+
+    return mf.Rule(lambda losses, key: (), update)
 
 
 def breaks_at_update(number):
     def update(geometry, state):
-        w = torch.full_like(geometry.losses, 1 / len(geometry.losses))
-        return torch.where(state >= number - 1, torch.nan, w), state + 1
+        return torch.where(state >= number - 1, torch.nan, uniform(geometry.losses)), state + 1
 
     return mf.Rule(lambda losses, key: torch.zeros_like(losses), update)
 
@@ -242,7 +241,7 @@ class Note:
 
 def unsaved_note():
     def update(geometry, state):
-        return torch.full_like(geometry.losses, 1 / len(geometry.losses)), {"note": Note()}
+        return uniform(geometry.losses), {"note": Note()}
 
     return mf.Rule(lambda losses, key: {"note": Note()}, update)
 
@@ -339,7 +338,7 @@ def growing(geometry, state):
 def writes_at_the_second_update(geometry, state):
     if not _functorch.get_interpreter_stack() and bool(state[0] > 0):
         geometry.gramian.mul_(2)
-    return torch.full_like(geometry.losses, 1 / len(geometry.losses)), state + 1
+    return uniform(geometry.losses), state + 1
 
 
 def ignores_two_absent(geometry, state):
@@ -351,178 +350,122 @@ def ignores_two_absent(geometry, state):
     return w / w.sum().clamp_min(1), state
 
 
-BROKEN = {
-    **{
-        f"wrong for {count} tasks": Broken(
-            only(count, first_preferred), "permutation equivariance", "the order", count
-        )
-        for count in (2, *range(4, 9))
+# rules by the property that names what is wrong
+BY_PROPERTY = {
+    "permutation equivariance": {
+        **{f"wrong for {count} tasks": (only(count, first_preferred), "the order", count)
+           for count in (2, *range(4, 9))},
+        "a swapped index": (swapped, "with the tasks in the order", 3),
     },
-    **{
-        f"wrong in batches of {size}": Broken(
+    "vmapped == loop": {
+        **{f"wrong in batches of {size}": (
             lambda g, size=size: WrongInBatches.apply(by_norm(g), size, size),
-            "vmapped == loop",
-            f"under vmap over {size} instances",
-        )
-        for size in range(1, 6)
+            f"under vmap over {size} instances") for size in range(1, 6)},
+        "a Python branch on a value": (branch, "data-dependent control flow"),
+        ".item()": (lambda g: torch.full_like(g[0], g.trace().item() / len(g)),
+                    "under torch.func.vmap it raises RuntimeError"),
+        "batching that mixes": (batch_mean, "in a loop"),
+        "tripled under vmap at T = 4": (at_depth(1, 4), "in a loop"),
+        "tripled under nested vmaps": (at_depth(2, 6), "nested vmaps"),
+        "doubled in large batches": (lambda g: WrongInBatches.apply(by_norm(g), 31, 1e9),
+                                     "instances, "),
     },
-    "wrong if one loss is negative": Broken(
-        one_negative_loss, "losses of 0 or below", "where the losses are (-1", 1
-    ),
-    "ignores the preference": Broken(
-        mean_without_preference(), "preference", "with twice the preference for it", 2
-    ),
-    "wrong second derivative": Broken(
-        once_differentiable, "differentiability", "gives a second derivative of", 2
-    ),
-    "NaN for absent tasks": Broken(
-        nan_if_absent(), "absent tasks", "weights are (nan, nan) with task 0 absent", 2
-    ),
-    "a state that cannot be saved": Broken(
-        unsaved_note(), "state round-trip", "the state holds a Note; only tensors"
-    ),
-    "absolute epsilon": Broken(
-        lambda g: 1 / (g.diagonal() + 1e-8),
-        "no absolute epsilon",
-        "multiplied by 1.2e-10; where",
-        1,
-    ),
-    "NumPy's random numbers": Broken(
-        lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
-        "purity",
-        "or drawn without the key",
-    ),
-    "hidden memory of the last call": Broken(
-        remembers_the_last(), "purity", "something is remembered outside the state"
-    ),
-    "a Python branch on a value": Broken(branch, "vmapped == loop", "data-dependent control flow"),
-    ".item()": Broken(
-        lambda g: torch.full_like(g[0], g.trace().item() / len(g)),
-        "vmapped == loop",
-        "under torch.func.vmap it raises RuntimeError",
-    ),
-    "batching that mixes": Broken(batch_mean, "vmapped == loop", "in a loop"),
-    "a swapped index": Broken(
-        swapped, "permutation equivariance", "with the tasks in the order", 3
-    ),
-    "raises": Broken(raises, "valid weights", "raises RuntimeError: no good", 1),
-    "raises sometimes": Broken(raises_at_conflict, "valid weights", "raises ArithmeticError", 2),
-    "one weight too few": Broken(
-        lambda g: g[0, 1:], "valid weights", "returned weights of shape [0] for 1 task", 1
-    ),
-    "T hard-coded": Broken(hard_coded, "valid weights", "raises IndexError", 1),
-    "NaN": Broken(lambda g: g[0] * float("nan"), "valid weights", "weights are (nan)", 1),
-    "NaN at a zero gradient": Broken(cosine_nan, "valid weights", "weights are (nan, nan)", 2),
-    "integers": Broken(
-        lambda g: torch.ones(len(g), dtype=torch.int64),
-        "valid weights",
-        "returned int64 weights for a float64 Gramian",
-        1,
-    ),
-    "a Python float": Broken(
-        lambda g: 0.5, "valid weights", "returned a float in place of a tensor [1]", 1
-    ),
-    "None": Broken(lambda g: None, "valid weights", "returned None in place of a tensor [1]", 1),
-    "update without state": Broken(
-        stateful(lambda geometry, state: state),
-        "valid weights",
-        "update returned a Tensor in place of (weights, state)",
-        1,
-    ),
-    "changes the Gramian": Broken(mutates, "purity", "the rule changes the gramian in place"),
-    "changes its state": Broken(
-        stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
-        "purity",
-        "the rule changes its state in place",
-    ),
-    "global generator": Broken(global_noise, "purity", "draws from torch's global generator"),
-    "global generator for nothing": Broken(
-        moves_the_generator, "purity", "draws from torch's global generator"
-    ),
-    "drops its random state": Broken(
-        draws_and(lambda state: ()),
-        "state round-trip",
-        "the state is Stream(key=int64[], drawn=int64[]) after init, but () after an update",
-    ),
-    "key not advanced": Broken(
-        draws_and(lambda state: state), "state round-trip", "every step draws the same numbers"
-    ),
-    **{
-        f"{name} that keeps its old state": Broken(
-            keeps_the_old_state(rule), "state round-trip", "no update changed the state"
-        )
-        for name, rule in {
-            "GradNorm": mf.gradnorm(0.5),
-            "uncertainty weighting": mf.uw(0.1),
-            "DWA": mf.dwa(1),
-        }.items()
+    "losses of 0 or below": {
+        "wrong if one loss is negative": (one_negative_loss, "where the losses are (-1", 1),
+        "1/l": (lambda gramian, losses: 1 / losses + 0 * gramian[0], "weights are (inf) where"),
     },
-    "NaN from the 21st update on": Broken(
-        breaks_at_update(21), "valid weights", "weights are (nan) (at update 21)", 1
-    ),
-    "a Python number in the state": Broken(
-        counts_in_python, "state round-trip", "the state holds a int"
-    ),
-    "no derivative": Broken(
-        detached, "differentiability", "torch.func.grad gives a slope of 0 along one line", 2
-    ),
-    "a jump": Broken(halves, "continuity", "the direction jumps from", 2),
-    "negative weights": Broken(
-        lambda g: -torch.full_like(g[0], 1 / len(g)), "convex weights", "weights (-1) sum to -1", 1
-    ),
-    "a sum": Broken(
-        lambda g: torch.ones_like(g[0]),
-        "identical tasks",
-        "all gradients are (1), but the direction is (2)",
-        2,
-    ),
-    # what came out sound, or broke the audit, once
-    "counts calls at T = 5": Broken(counting_dict(), "purity", "remembered outside the state"),
-    "NaN read as 0 on tasks 2, …": Broken(
-        nan_dropped(lambda count: range(1, count)), "NaN", "although the gradient of task 1 is NaN"
-    ),
-    **{
-        f"a Gramian edited in place at T = {count}": Broken(
-            only(count, in_place), "purity", "changes the gramian in place"
-        )
-        for count in (1, 5, 6, 8, 128)
+    "preference": {
+        "ignores the preference": (mean_without_preference(), "with twice the preference for it", 2)
     },
-    "tripled under vmap at T = 4": Broken(at_depth(1, 4), "vmapped == loop", "in a loop"),
-    "1e6 too large at T = 128": Broken(
-        only(128, lambda g: 1e6 * by_norm(g)), "T = 128", "add up to 1e+06"
-    ),
-    "1/l": Broken(
-        lambda gramian, losses: 1 / losses + 0 * gramian[0],
-        "losses of 0 or below",
-        "weights are (inf) where",
-    ),
-    # their relatives
-    "NaN read as 0 for many tasks": Broken(
-        only(128, nan_dropped(lambda count: [127])), "NaN", "gradient of task 127 is NaN"
-    ),
-    "NaN that a comparison hides": Broken(  # weights are constant but in conflict
-        lambda g: torch.full_like(g[0], 1 / len(g)).where(g[0].sum() >= 0, 1.0), "NaN", "task 0"
-    ),
-    "NaN of the last loss": Broken(loss_nan_dropped, "NaN", "although the loss of task"),
-    "edited in place at conflict": Broken(in_place_at_conflict, "purity", "the gramian in place"),
-    "gradients left off": Broken(gradients_off, "purity", "leaves gradients turned off"),
-    "losses edited in place at T = 4": Broken(losses_in_place, "purity", "the losses in place"),
-    "edited at the second update": Broken(
-        stateful(writes_at_the_second_update), "purity", "the gramian in place"
-    ),
-    "tripled under nested vmaps": Broken(at_depth(2, 6), "vmapped == loop", "nested vmaps"),
-    "doubled in large batches": Broken(
-        lambda g: WrongInBatches.apply(by_norm(g), 31, 1e9), "vmapped == loop", "instances, "
-    ),
-    "reads an inner loss": Broken(
-        shift_of_the_second, "invariance to shifting a loss", "the loss of task 1"
-    ),
-    "float64 at T = 4": Broken(only(4, always_wide), "float32", "returned float64 weights"),
-    "a state that grows at T = 4": Broken(stateful(growing), "state round-trip", "after init"),
-    "1/0 at T = 4": Broken(
-        only(4, lambda g: 1 / g.diagonal()), "zero gradients", "weights are (inf, inf, inf, inf)"
-    ),
-    "two absent tasks": Broken(
-        stateful(ignores_two_absent), "absent tasks", "with tasks 0 and 2 absent"
-    ),
+    "differentiability": {
+        "wrong second derivative": (once_differentiable, "gives a second derivative of", 2),
+        "no derivative": (detached, "torch.func.grad gives a slope of 0 along one line", 2),
+    },
+    "absent tasks": {
+        "NaN for absent tasks": (nan_if_absent(), "weights are (nan, nan) with task 0 absent", 2),
+        "two absent tasks": (stateful(ignores_two_absent), "with tasks 0 and 2 absent"),
+    },
+    "state round-trip": {
+        "a state that cannot be saved": (unsaved_note(), "the state holds a Note; only tensors"),
+        "drops its random state": (draws_and(lambda state: ()), "the state is Stream(key=int64[], "
+                                   "drawn=int64[]) after init, but () after an update"),
+        "key not advanced": (draws_and(lambda state: state), "every step draws the same numbers"),
+        **{f"{name} that keeps its old state": (
+            keeps_the_old_state(rule), "no update changed the state") for name, rule in {
+            "GradNorm": mf.gradnorm(0.5), "uncertainty weighting": mf.uw(0.1), "DWA": mf.dwa(1),
+        }.items()},
+        "a Python number in the state": (counts_in_python, "the state holds a int"),
+        "a state that grows at T = 4": (stateful(growing), "after init"),
+    },
+    "no absolute epsilon": {
+        "absolute epsilon": (lambda g: 1 / (g.diagonal() + 1e-8), "multiplied by 1.2e-10; where", 1)
+    },
+    "purity": {
+        "NumPy's random numbers": (
+            lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
+            "or drawn without the key"),
+        "hidden memory of the last call": (remembers_the_last(),
+                                           "something is remembered outside the state"),
+        "changes the Gramian": (mutates, "the rule changes the gramian in place"),
+        "changes its state": (stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
+                              "the rule changes its state in place"),
+        "global generator": (global_noise, "draws from torch's global generator"),
+        "global generator for nothing": (moves_the_generator,
+                                         "draws from torch's global generator"),
+        "counts calls at T = 5": (counting_dict(), "remembered outside the state"),
+        **{f"a Gramian edited in place at T = {count}": (
+            only(count, in_place), "changes the gramian in place") for count in (1, 5, 6, 8, 128)},
+        "edited in place at conflict": (in_place_at_conflict, "the gramian in place"),
+        "gradients left off": (gradients_off, "leaves gradients turned off"),
+        "losses edited in place at T = 4": (losses_in_place, "the losses in place"),
+        "edited at the second update": (stateful(writes_at_the_second_update),
+                                        "the gramian in place"),
+    },
+    "valid weights": {
+        "raises": (raises, "raises RuntimeError: no good", 1),
+        "raises sometimes": (raises_at_conflict, "raises ArithmeticError", 2),
+        "one weight too few": (lambda g: g[0, 1:], "returned weights of shape [0] for 1 task", 1),
+        "T hard-coded": (hard_coded, "raises IndexError", 1),
+        "NaN": (lambda g: g[0] * float("nan"), "weights are (nan)", 1),
+        "NaN at a zero gradient": (cosine_nan, "weights are (nan, nan)", 2),
+        "integers": (lambda g: torch.ones(len(g), dtype=torch.int64),
+                     "returned int64 weights for a float64 Gramian", 1),
+        "a Python float": (lambda g: 0.5, "returned a float in place of a tensor [1]", 1),
+        "None": (lambda g: None, "returned None in place of a tensor [1]", 1),
+        "update without state": (stateful(lambda geometry, state: state),
+                                 "update returned a Tensor in place of (weights, state)", 1),
+        "NaN from the 21st update on": (breaks_at_update(21), "weights are (nan) (at update 21)", 1)
+    },
+    "continuity": {"a jump": (halves, "the direction jumps from", 2)},
+    "convex weights": {
+        "negative weights": (lambda g: -uniform(g), "weights (-1) sum to -1", 1)
+    },
+    "identical tasks": {
+        "a sum": (lambda g: torch.ones_like(g[0]),
+                  "all gradients are (1), but the direction is (2)", 2)
+    },
+    "NaN": {
+        "NaN read as 0 on tasks 2, …": (nan_dropped(lambda count: range(1, count)),
+                                        "although the gradient of task 1 is NaN"),
+        "NaN read as 0 for many tasks": (only(128, nan_dropped(lambda count: [127])),
+                                         "gradient of task 127 is NaN"),
+        "NaN that a comparison hides": (  # weights are constant but in conflict
+            lambda g: uniform(g).where(g[0].sum() >= 0, 1.0), "task 0"),
+        "NaN of the last loss": (loss_nan_dropped, "although the loss of task"),
+    },
+    "T = 128": {
+        "1e6 too large at T = 128": (only(128, lambda g: 1e6 * by_norm(g)), "add up to 1e+06")
+    },
+    "invariance to shifting a loss": {
+        "reads an inner loss": (shift_of_the_second, "the loss of task 1")
+    },
+    "float32": {"float64 at T = 4": (only(4, always_wide), "returned float64 weights")},
+    "zero gradients": {
+        "1/0 at T = 4": (only(4, lambda g: 1 / g.diagonal()), "weights are (inf, inf, inf, inf)")
+    },
+}  # fmt: skip
+BROKEN = {
+    case: Broken(rule, name, *seen)
+    for name, cases in BY_PROPERTY.items()
+    for case, (rule, *seen) in cases.items()
 }
