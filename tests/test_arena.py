@@ -96,13 +96,8 @@ def test_no_sampled_point_dominates_the_front(name):
     params, data = drawn(problem, 1)
     leaf = next(iter(params))
     points = 4 * mf.random.normal(mf.random.key(1), (4000, len(params[leaf])), torch.float64)
-    points = torch.cat(
-        [
-            points,
-            0.1 * points,
-            points * torch.tensor([2.0] + [0.01] * (points.shape[1] - 1)).double(),
-        ]
-    )
+    long = torch.tensor([2.0] + [0.01] * (points.shape[1] - 1)).double()
+    points = torch.cat([points, 0.1 * points, points * long])
     losses = vmap(lambda x: problem.losses({leaf: x}, data))(points)
     slack = 1e-9 * (problem.nadir - problem.ideal)
     dominated = (losses[:, None] < front[:: max(1, len(front) // 300)] - slack).all(-1)
@@ -145,9 +140,8 @@ def test_fronts_are_reached_where_they_are_said_to_be():
     front = known["dtlz2"].front
     assert front is not None
     near(front.norm(dim=-1), torch.ones(len(front)).double())
-    assert known["pcgrad landscape"].losses(
-        {"x": torch.tensor([-2.0, 7.0]).double()}, flat
-    ).tolist() == [0, 0]
+    valley = {"x": torch.tensor([-2.0, 7.0]).double()}
+    assert known["pcgrad landscape"].losses(valley, flat).tolist() == [0, 0]
 
 
 def test_landscapes_are_those_of_the_reproductions():
@@ -201,15 +195,11 @@ def test_study_equals_a_loop_of_descend(name, rule):
                 problem.losses, made, probe, mf.adam(problem.rates[config] * (1 - k / steps))
             )
             state, _ = step.update(state, batch(k))
-        final = (problem.evaluate or problem.losses)(state.params, data)
-        rtol, atol = (1e-6, 1e-9) if final.dtype == torch.float64 else (1e-3, 1e-4)
-        near(cell.losses[config, seed], final.double(), rtol, atol)
-        near(
-            cell.start[seed],
-            (problem.evaluate or problem.losses)(params, data).double(),
-            rtol,
-            atol,
-        )
+        read = problem.evaluate or problem.losses
+        final = read(state.params, data)
+        close = (1e-6, 1e-9) if final.dtype == torch.float64 else (1e-3, 1e-4)
+        near(cell.losses[config, seed], final.double(), *close)
+        near(cell.start[seed], read(params, data).double(), *close)
 
 
 def test_static_search_is_the_mean_with_each_weight_vector():
@@ -218,10 +208,9 @@ def test_static_search_is_the_mean_with_each_weight_vector():
     assert cell.weights is not None
     assert len(cell.lr) == len(problem.rates) * 9
     config = 5 * 9 + 2
-    alone = compete(
-        problem, Contestant(lambda: mf.mean(preference=study.static_grid(2)[2]), mf.jacobian), TINY
-    )
-    assert torch.equal(cell.weights[config], study.static_grid(2)[2])
+    vector = study.static_grid(2)[2]
+    alone = compete(problem, Contestant(lambda: mf.mean(preference=vector), mf.jacobian), TINY)
+    assert torch.equal(cell.weights[config], vector)
     near(cell.losses[config], alone.losses[5])
 
 
@@ -240,17 +229,12 @@ def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
         "made up", lambda key: ({"x": one}, one), lambda params, batch: params["x"], zero, one,
         None, 1, (0.1, 0.2),
     )  # fmt: skip
-    found = {}
+    found, seeds = {}, 0
     for rule, final in losses.items():
-        start = torch.ones(final.shape[1], 1).double()
-        found[rule] = Cell(
-            torch.arange(1.0, len(final) + 1).double(), None, start, final[..., None], 1.0, ""
-        )
-    return Result(
-        {"p": problem},
-        {"p": found},
-        Settings(seeds=next(iter(losses.values())).shape[1] - tuning, tuning=tuning),
-    )
+        rates, seeds = torch.arange(1.0, len(final) + 1).double(), final.shape[1]
+        start = torch.ones(seeds, 1).double()
+        found[rule] = Cell(rates, None, start, final[..., None], 1.0, "")
+    return Result({"p": problem}, {"p": found}, Settings(seeds=seeds - tuning, tuning=tuning))
 
 
 def test_learning_rate_is_chosen_on_tuning_seeds_alone():
@@ -283,19 +267,16 @@ def test_bootstrap_has_the_standard_error_of_the_mean():
     values = mf.random.normal(mf.random.key(2), (40,), torch.float64)
     draws = result.bootstrap_weights(40, 0)
     near(draws.sum(-1), torch.ones(len(draws)).double())
-    means = draws @ values
+    means, error = draws @ values, float(values.std()) / 40**0.5
     assert float(means.std()) == pytest.approx(float(values.std(correction=0)) / 40**0.5, rel=0.08)
-    assert float(means.mean()) == pytest.approx(
-        float(values.mean()), abs=4 * float(values.std()) / 40**0.5 / len(draws) ** 0.5
-    )
+    within = 4 * error / len(draws) ** 0.5
+    assert float(means.mean()) == pytest.approx(float(values.mean()), abs=within)
     assert torch.equal(draws, result.bootstrap_weights(40, 0))
     interval = result._interval(float(values.mean()), means, 40)
     reference = stats.ttest_1samp(values.numpy(), 0).confidence_interval(0.95)
     # The 2.5 % quantile of 1,000 draws has a standard error of √(.025·.975/1000)/φ(1.96) = .085
     # standard errors of the mean; four of them.
-    assert interval[1:] == pytest.approx(
-        tuple(reference), abs=4 * 0.085 * float(values.std()) / 40**0.5
-    )
+    assert interval[1:] == pytest.approx(tuple(reference), abs=4 * 0.085 * error)
 
 
 def test_typical_values_are_the_sign_flip_test_turned_round():
@@ -341,10 +322,7 @@ def test_intervals_over_problems_cover(count):
     assert np.mean([one.low <= 5 <= one.high for one in ranks]) > 0.95 - 4 * 0.007
     average = places[:200].mean(1)
     ranges = average.amax(-1) - average.amin(-1)
-    wrong = [
-        float(found) > result.spread(study)
-        for found, study in zip(ranges, places[:200], strict=True)
-    ]
+    wrong = [float(x) > result.spread(y) for x, y in zip(ranges, places[:200], strict=True)]
     assert np.mean(wrong) < 0.05 + 4 * (0.05 * 0.95 / 200) ** 0.5
 
 
@@ -363,8 +341,7 @@ def test_seed_intervals_hold_the_choice_of_the_learning_rate():
     """Coverage of what other seeds, tuning seeds among them, give on average: 300 studies, four
     standard errors of the share, 1.3 %. With the choice fixed it would be less.
     """
-    differences, covered, fixed = [], [], []
-    found = []
+    differences, found, fixed = [], [], []
     for key in range(300):
         scores = made_up_study(1000 + key)
         best = [int(score[:, :8].mean(-1).argmin()) for score in scores]
@@ -466,9 +443,7 @@ def test_few_problems_say_nothing_about_others(count):
 
 def test_distance_to_the_front_of_known_points():
     problem = standard()["zdt1"]
-    final = (
-        torch.tensor([[0.25, 0.5], [0.25, 0.8], [1.25, 0.3], [0.25, 0.1]]).double().expand(1, 4, 2)
-    )
+    final = torch.tensor([[0.25, 0.5], [0.25, 0.8], [1.25, 0.3], [0.25, 0.1]]).double()[None]
     distance = result.scores_of(problem, final)["front"][0]
     # One coordinate's excess, and the perpendicular for a point whose nearest front point is
     # inside; below the front there is none.
@@ -486,9 +461,8 @@ def test_distance_to_the_front_of_known_points():
 # ---- the even grid of the simplex ----
 @pytest.mark.parametrize(("divisions", "tasks"), [(1, 1), (4, 1), (1, 4), (4, 2), (5, 3), (3, 5)])
 def test_lattice_is_every_composition(divisions, tasks):
-    expected = [
-        k for k in itertools.product(range(divisions + 1), repeat=tasks) if sum(k) == divisions
-    ]
+    every = itertools.product(range(divisions + 1), repeat=tasks)
+    expected = [k for k in every if sum(k) == divisions]
     found = simplex_lattice(divisions, tasks)
     assert found.shape == (math.comb(divisions + tasks - 1, tasks - 1), tasks)
     assert torch.equal(found, torch.tensor(expected, dtype=torch.float64) / divisions)

@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
+from tests.support.balancers import untouched
 from tests.support.problems import TrunkAndHeads
 from tests.support.registry import RULES
 
@@ -39,13 +40,8 @@ def net():
 
 def batches(count=2):
     generator = torch.Generator().manual_seed(1)
-    return [
-        (
-            torch.randn(5, 4, dtype=F64, generator=generator),
-            torch.randn(5, 2, dtype=F64, generator=generator),
-        )
-        for _ in range(count)
-    ]
+    draw = partial(torch.randn, dtype=F64, generator=generator)
+    return [(draw(5, 4), draw(5, 2)) for _ in range(count)]
 
 
 def pure(net, rule, probe, form="stacked", key=3, steps=2, **options):
@@ -111,17 +107,15 @@ def test_every_option_as_in_the_pure_step(option, form, few, net, monkeypatch):
     agree(live(net, balancer, form), expected)
 
 
-@pytest.mark.parametrize("rule", [mf.uw, mf.dwa, mf.gls])
-def test_losses_alone(rule, net):
-    make = partial(rule, 0.1) if rule is mf.uw else partial(rule, 2) if rule is mf.dwa else rule
+@pytest.mark.parametrize("make", [lambda: mf.uw(0.1), lambda: mf.dwa(2), mf.gls])
+def test_losses_alone(make, net):
     expected = pure(net, make(), mf.losses_only(), reduction="sum")
     agree(live(net, mf.Balancer(net, make(), None, reduction="sum")), expected)
 
 
 def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(net):
-    with pytest.raises(
-        ValueError, match=r"mgda reads 'gramian', but .* losses alone; .*shared='\*'"
-    ):
+    words = r"mgda reads 'gramian', but .* losses alone; .*shared='\*'"
+    with pytest.raises(ValueError, match=words):
         mf.Balancer(net, mf.mgda(), None)
     for make, probe in (
         (mf.modo, "double_sampling"),
@@ -223,10 +217,7 @@ def test_weights_are_in_the_order_of_the_losses(net):
     assert list(same.tasks) == list("abc")
     moved, _ = balancer.weigh(MappingProxyType({name: first[name] for name in "bca"}))
     assert torch.equal(moved, weights[[1, 2, 0]])
-
-
-def test_weights_are_in_the_order_of_the_first_batch(net):
-    """Of several."""
+    # of several batches that of the first
     several = [dict(zip("abc", scalars(net(x), y), strict=True)) for x, y in batches(2)]
     balancer = mf.Balancer(net, mf.modo(), mf.double_sampling("trunk.*"))
     balancer.weigh(tuple(several))
@@ -289,11 +280,11 @@ def test_states_of_others_are_refused(net):
     two.backward(scalars(net(x), y)[:2])
     with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
         two.load_state_dict(saved)
-    kept = dict(two.state_dict()["state"])
+    kept = two.state_dict()["state"]
     two.load_state_dict(two.state_dict())
-    assert {name: leaf.tolist() for name, leaf in kept.items()} == {
-        name: leaf.tolist() for name, leaf in two.state_dict()["state"]
-    }
+    for (name, leaf), (other, x) in zip(kept, two.state_dict()["state"], strict=True):
+        assert name == other
+        assert torch.equal(leaf, x)
 
 
 def test_tasks_are_read_by_name(net):
@@ -315,18 +306,8 @@ def test_tasks_are_read_by_name(net):
 
 
 def _untouched(net, balancer, call, error, match):
-    """What raises leaves `.grad`, the rule's state and the graph as they were."""
-    grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
-    state = balancer.state_dict()
-    with pytest.raises(error, match=match):
+    with untouched(net, balancer), pytest.raises(error, match=match):
         call()
-    after = balancer.state_dict()
-    assert after["started"] == state["started"]
-    states = zip(after["state"], state["state"], strict=True)
-    assert all(name == k and torch.equal(leaf, x) for (name, leaf), (k, x) in states)
-    for p, grad in zip(net.parameters(), grads, strict=True):
-        assert (p.grad is None) == (grad is None)
-        assert grad is None or torch.equal(p.grad, grad)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -440,9 +421,8 @@ def test_graphs_that_are_gone(net):
 
 def test_arguments_that_are_something_else(net):
     with pytest.raises(NotImplementedError, match=r"DataParallel.* copies .*\.module.*torchrun"):
-        mf.Balancer(
-            nn.DataParallel(TrunkAndHeads(0)), mf.mgda()
-        )  # it takes its module to the device
+        # it takes its module to the device
+        mf.Balancer(nn.DataParallel(TrunkAndHeads(0)), mf.mgda())
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     ((x, y),) = batches(1)
     losses = scalars(net(x), y)
@@ -463,11 +443,8 @@ def test_a_warning_names_the_users_line(net):
         return params["w"].sum() * params["a"].sum(), params["w"].sum() * params["b"].sum()
 
     params = {name: torch.ones(2, 2) for name in "wab"}
-    steps = [
-        mf.balance(pure, mf.mgda(), mf.jacobian()),
-        mf.descend(pure, mf.mgda(), mf.jacobian(), mf.sgd(0.1)),
-    ]
-    for step in steps:
+    parts = pure, mf.mgda(), mf.jacobian()
+    for step in (mf.balance(*parts), mf.descend(*parts, mf.sgd(0.1))):
         with pytest.warns(UserWarning, match="only one task depends on") as found:
             step.init(params, ())
         assert [one.filename for one in found] == [__file__]

@@ -1,6 +1,5 @@
 """Losses as functions: what separate losses give, with one graph alive at a time."""
 
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 
 import mtlfunc as mf
 from common.memory import peak
+from tests.support.balancers import untouched
 from tests.support.every import every
 from tests.support.oracles import near
 from tests.support.registry import RULES
@@ -143,20 +143,6 @@ def test_under_autocast_and_in_the_order_of_the_first_step():
         info = balancer.backward({name: partial(loss, name) for name in reversed(NAMES)})
     assert order == [(name, True) for name in NAMES] * 2
     assert list(info.tasks) == list(NAMES)
-
-
-@contextmanager
-def untouched(net, balancer):
-    state = balancer.state_dict()
-    grads = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
-    same = [p.grad for p in net.parameters()]
-    yield
-    for p, grad, one in zip(net.parameters(), grads, same, strict=True):
-        assert p.grad is one
-        assert grad is None or torch.equal(p.grad, grad)
-    after = balancer.state_dict()
-    assert {**after, "state": 0} == {**state, "state": 0}
-    assert all(map(torch.equal, dict(after["state"]).values(), dict(state["state"]).values()))
 
 
 @pytest.mark.parametrize("started", [False, True])
