@@ -74,49 +74,37 @@ def compare(net, info, grads, expected):
     torch.testing.assert_close(info.losses, expected.losses, rtol=1e-12, atol=0)
 
 
-@pytest.mark.parametrize("form", ["stacked", "tuple"])
-@pytest.mark.parametrize("name", METHODS)
-def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, form, net):
-    rule, probe = METHODS[name]
-    step = mf.balance(
-        lambda p, b: losses_of(functional_call(net, p, (b[0],)), b[1], form), rule(), probe()
-    )
-    params = mf.parameters(net)
-    state = step.init(params, data(name, 0), key=3)
-    kept = None
-    for i in range(3):
-        balancer = mf.Balancer(net, rule(), probe(), key=3)
-        if kept is not None:
-            balancer.load_state_dict(kept)
-        grads, state, expected = step.update(params, data(name, i), state)
-        net.zero_grad()
-        losses = forwards(net, data(name, i), name, form)
-        measured = balancer.measure(losses)
-        info = balancer.backward(losses)
-        compare(net, info, grads, expected)
-        torch.testing.assert_close(measured.weights, info.weights, rtol=1e-12, atol=0)
-        kept = balancer.state_dict()
+FULL, MASKS = [True] * 3, ([True] * 3, [True, False, True], [False, True, True])
+ABSENT = ("moco", "excess_mtl", "db_mtl", "graddrop", "losses alone")
+CASES = [(name, False) for name in METHODS] + [(name, True) for name in ABSENT]
 
 
 @pytest.mark.parametrize("form", ["stacked", "tuple"])
-@pytest.mark.parametrize("name", ["moco", "excess_mtl", "db_mtl", "graddrop", "losses alone"])
-def test_absent_tasks_as_in_the_pure_step(name, form, net):
+@pytest.mark.parametrize(("name", "absent"), CASES)
+def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, absent, form, net):
+    """Also where tasks are absent, of which the pure step reads in its batch."""
     rule, probe = METHODS[name]
-    masks = [torch.tensor(m) for m in ([True] * 3, [True, False, True], [False, True, True])]
     step = mf.balance(
         lambda p, b: losses_of(functional_call(net, p, (b[0],)), b[1], form),
         rule(),
-        probe(present=lambda b: b[2]),
+        probe(present=lambda b: b[2]) if absent else probe(),
     )
-    params = mf.parameters(net)
-    state = step.init(params, (*batch(0), masks[0]), key=3)
-    balancer = mf.Balancer(net, rule(), probe(), key=3)
-    for i, mask in enumerate(masks):
-        grads, state, expected = step.update(params, (*batch(i), mask), state)
+    params, state, kept = mf.parameters(net), None, None
+    for i, mask in enumerate(MASKS if absent else [FULL] * 3):
+        more: Any = {"present": torch.tensor(mask)} if absent else {}
+        given = (*data(name, i), *more.values())
+        state = step.init(params, given, key=3) if state is None else state
+        balancer = mf.Balancer(net, rule(), probe(), key=3)
+        if kept is not None:
+            balancer.load_state_dict(kept)
+        grads, state, expected = step.update(params, given, state)
         net.zero_grad()
-        x, y = batch(i)
-        losses = losses_of(net(x), y, form)
-        compare(net, balancer.backward(losses, present=mask), grads, expected)
+        losses = forwards(net, data(name, i), name, form)
+        measured = balancer.measure(losses, **more)
+        info = balancer.backward(losses, **more)
+        compare(net, info, grads, expected)
+        torch.testing.assert_close(measured.weights, info.weights, rtol=1e-12, atol=0)
+        kept = balancer.state_dict()
 
 
 def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
@@ -133,9 +121,6 @@ def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
         mf.Balancer(net, mf.mgda(), mf.jacobian)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"probe: it has options of its own"):
         mf.Balancer(net, mf.mgda(), mf.jacobian(TRUNK), shared=TRUNK)
-
-
-def test_what_is_shared_is_said_once(net):
     for probe, shared in ((TRUNK, "heads.*"), (None, TRUNK), (net.trunk, None)):
         with pytest.raises(ValueError, match=r"probe: .* so does shared=; pass one"):
             mf.Balancer(net, mf.mean(), probe, shared=shared)

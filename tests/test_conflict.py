@@ -73,18 +73,16 @@ def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed, samples):
 def test_vmapped_is_the_loop():
     every = torch.stack([gramian_of(drawn(seed)) for seed in range(5)])
     levels = torch.tensor([0.5, 0.8, 0.9, 0.95, 0.99], dtype=torch.float64)
-    mapped = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))
-    together = mapped(every, levels)
-    for i, (gramian, level) in enumerate(zip(every, levels, strict=True)):
-        alone = diagnostics.conflict(gramian, TASKS, level)
-        for one, other in zip(together, alone, strict=True):
-            torch.testing.assert_close(one[i], other, equal_nan=True)
+    together = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))(
+        every, levels
+    )
     states = vmap(lambda g: diagnostics.running_conflict(None, g, TASKS)[1])(every)
-    found, _ = vmap(lambda s, g: diagnostics.running_conflict(s, g, TASKS))(states, every)
-    for i, gramian in enumerate(every):
+    later, _ = vmap(lambda s, g: diagnostics.running_conflict(s, g, TASKS))(states, every)
+    for i, (gramian, level) in enumerate(zip(every, levels, strict=True)):
         _, state = diagnostics.running_conflict(None, gramian, TASKS)
-        alone, _ = diagnostics.running_conflict(state, gramian, TASKS)
-        for one, other in zip(found, alone, strict=True):
+        following, _ = diagnostics.running_conflict(state, gramian, TASKS)
+        alone = diagnostics.conflict(gramian, TASKS, level)
+        for one, other in zip((*together, *later), (*alone, *following), strict=True):
             torch.testing.assert_close(one[i], other, equal_nan=True)
 
 
@@ -148,8 +146,7 @@ def test_what_gaussian_noise_keeps_of_its_verdicts():
 
 def test_a_run_that_has_seen_the_rare_samples_does_not_err():
     """At every look of 40 runs over 60 batches of 8, of which one in a hundred holds two."""
-    wrong = torch.zeros(40, dtype=torch.bool)
-    seen = torch.zeros(40, dtype=torch.bool)
+    wrong, seen = torch.zeros(2, 40, dtype=torch.bool)
     state = found = None
     for look in range(60):
         vectors, hit = tailed("rare", 8, 40, look)

@@ -14,6 +14,7 @@ import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
+from tests.support.oracles import check_slope, near
 
 F64 = torch.float64
 BOUNDS = torch.tensor([math.inf, 0.5, math.inf, 2.0], dtype=F64)
@@ -49,7 +50,7 @@ def test_weights_are_the_derivative_of_the_augmented_lagrangian(page, penalty):
             return total
 
         weights, state = rule.update(geometry(losses), state)
-        torch.testing.assert_close(weights, grad(value)(losses), rtol=1e-12, atol=0)
+        near(weights, grad(value)(losses), 1e-12)
         multipliers = [
             0.0 if math.isinf(b) else max(0.0, price + 0.3 * (loss - b))
             for price, loss, b in zip(multipliers, losses.tolist(), BOUNDS.tolist(), strict=True)
@@ -81,11 +82,9 @@ def test_the_lagrangian_maps_over_its_bounds_and_composes_with_grad(page):
 
     bounds = torch.tensor([0.3, 0.5, 0.9], dtype=F64)
     found = vmap(after)(bounds)
-    torch.testing.assert_close(found, torch.stack([*map(after, bounds)]), rtol=1e-10, atol=0)
-    torch.testing.assert_close(found, bounds, rtol=1e-3, atol=0)  # met, with equality
-    h = 1e-5
-    slope = (after(bounds[1] + h) - after(bounds[1] - h)) / (2 * h)
-    torch.testing.assert_close(grad(after)(bounds[1]), slope, rtol=1e-6, atol=0)
+    near(found, torch.stack([*map(after, bounds)]), 1e-10)
+    near(found, bounds, 1e-3)  # met, with equality
+    check_slope(after, 0.5, "grad")
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 6])
@@ -96,7 +95,7 @@ def test_least_weights_are_optimal(page, family, tasks):
     J = J / J.norm()
     G, c = J @ J.mT, torch.arange(1, tasks + 1, dtype=F64) / (2 * tasks**2)
     w = mf.weights(page["at_least"](c), G)
-    torch.testing.assert_close(w.sum(), torch.ones((), dtype=F64), rtol=1e-12, atol=0)
+    near(w.sum(), torch.ones((), dtype=F64), 1e-12)
     assert bool((w >= c - 1e-12).all())
     rates = G @ w
     # the first-order gap over the polytope: rates are linear in w, so this bounds the objective
@@ -110,12 +109,10 @@ def test_least_weights_map_and_differentiate(page):
     G = J @ J.mT
     rule = page["at_least"](c)
     each = torch.stack([mf.weights(rule, one) for one in G])
-    torch.testing.assert_close(vmap(lambda one: mf.weights(rule, one))(G), each, rtol=1e-9, atol=0)
+    near(vmap(lambda one: mf.weights(rule, one))(G), each, 1e-9)
 
     def first(s: Tensor) -> Tensor:
         scaled = torch.stack([s, s * 0 + 1, s * 0 + 1])
         return mf.weights(rule, scaled[:, None] * G[0] * scaled)[0]
 
-    h = torch.tensor(1e-6, dtype=F64)
-    slope = (first(1 + h) - first(1 - h)) / (2 * h)
-    torch.testing.assert_close(grad(first)(1 + 0 * h), slope, rtol=1e-5, atol=1e-8)
+    check_slope(first, 1.0, "grad", rtol=1e-5, h=1e-6)
