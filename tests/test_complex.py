@@ -283,9 +283,3 @@ def test_a_complex_number_alone_and_one_with_a_conjugate():
         rows = mf.task_gradients(losses, {"z": z}, ())[1]["z"]
         assert rows.tolist() == [2 + 2j, 1 + 0j]
         assert mf.task_gramian(losses, {"z": z}, ())[1].tolist() == [[8.0, 2.0], [2.0, 1.0]]
-
-
-def test_precisions_are_not_mixed():
-    mixed = {"a": torch.ones(2, dtype=torch.complex64), "b": torch.ones(2, dtype=F64)}
-    with pytest.raises(ValueError, match="params:"):
-        mf.task_gramian(lambda p, b: p["a"].abs() + p["b"], mixed, ())

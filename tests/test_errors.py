@@ -257,6 +257,32 @@ VALUES = {
     "momentum": (lambda: mf.sgd(0.1, momentum=-0.5), "momentum: "),
     "heads": (lambda: mf.jacobian("*", heads="none"), "heads="),
     "engine": (lambda: mf.jacobian("*", engine="layers"), "engine='layers'"),
+    **{
+        f"after of {what}": (
+            lambda after=after: mf.diagnostics.predicted_change(vector, PARAMS, after, BATCH),
+            "after: names or shapes",
+        )
+        for what, after in (("names", {"x": G}), ("shapes", PARAMS | {"trunk.0.bias": G[0]}))
+    },
+    "lengths of other tasks": (
+        lambda: mf.diagnostics.noise_scale(torch.ones(3, 2), torch.ones(3)),
+        "samples: expected the lengths",
+    ),
+    "one length": (lambda: mf.diagnostics.noise_scale(G[0][:1], G[0, 0]), "at least two"),
+    "lengths, tasks": (lambda: mf.diagnostics.noise_scale(G, G[0], tasks=2), "no tasks="),
+    "size of 0": (lambda: mf.diagnostics.noise_scale(G[0], G[0, 0], size=0), "size"),
+    "cosines of nan": (
+        lambda: mf.diagnostics.cosines(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])),
+        r"gramian: NaN or infinite entries in rows \[0\]",
+    ),
+    "batches of two sizes": (
+        lambda: mf.sample_gradients(vector, PARAMS, (BATCH[0], BATCH[1][:3])),
+        r"batch: .*first axis",
+    ),
+    "mixed precisions": (
+        lambda: mf.task_gramian(vector, PARAMS | {"z": torch.ones(2) * 1j}, BATCH),
+        "params:",
+    ),
     "mask by layers": (lambda: mf.jacobian(mask=mf.graddrop(), engine="layerwise"), "mask"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),
