@@ -8,7 +8,8 @@ from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.support.oracles import rows_of
+from tests.support.oracles import check_slope, literal
+from tests.support.problems import flatten
 
 F64 = torch.float64
 SHAPES = {"fewer": (5, 9), "square": (6, 6), "more": (9, 4), "one": (1, 3)}
@@ -102,17 +103,6 @@ def residuals(params, x):
     return functional_call(NET, params, (x,))[:, 0] - torch.sin(2 * x[:, 0]) * x[:, 1]
 
 
-def _rows(params) -> tuple[Tensor, Tensor]:
-    """Residuals and their Jacobian [n, P], a literal loop of single passes."""
-    leaves = {name: leaf.detach().requires_grad_() for name, leaf in params.items()}
-    r = residuals(leaves, POINTS)
-    return r.detach(), rows_of(r, leaves.values())
-
-
-def _flat(params) -> Tensor:
-    return torch.cat([leaf.flatten() for leaf in params.values()])
-
-
 PROBES = {
     "a row a point": mf.jacobian(),
     "one pass": mf.jacobian(weightings=lambda x: torch.eye(len(x), dtype=x.dtype)),
@@ -127,16 +117,16 @@ def test_momentum_is_spring(probe, lr, decay):
     rule = mf.physics.gauss_newton(damping, momentum=True)
     step = mf.descend(residuals, rule, PROBES[probe], mf.sgd(lr, momentum=decay), metric=True)
     state = step.init(_start(), POINTS)
-    v = torch.zeros(len(_flat(_start())), dtype=F64)
+    v = torch.zeros(len(flatten(_start())), dtype=F64)
     for _ in range(4):
-        r, J = _rows(state.params)
+        r, J = residuals(state.params, POINTS), literal(residuals, state.params, POINTS)
         carried = lr * decay * v
         s = (lr * (J @ J.mT)).diagonal().max()
         system = lr * (J @ J.mT) + damping * s * torch.eye(len(r), dtype=F64)
         whole = carried + lr * J.mT @ torch.linalg.solve(system, r - J @ carried)
-        before = _flat(state.params)
+        before = flatten(state.params)
         state, info = step.update(state, POINTS)
-        moved = before - _flat(state.params)
+        moved = before - flatten(state.params)
         torch.testing.assert_close(moved, whole, rtol=1e-7, atol=1e-8 * float(whole.norm()))
         v = moved / lr
         error = mf.physics.newton_error(info, damping)
@@ -162,7 +152,7 @@ def test_many_points_carry_momentum_as_a_few_do():
         for _ in range(3):
             state, info = step.update(state, points)
             assert float(mf.physics.newton_error(info, 1e-2).residual) < 1e-10
-        ends.append(_flat(state.params))
+        ends.append(flatten(state.params))
     torch.testing.assert_close(*ends, rtol=1e-8, atol=1e-9)
 
 
@@ -179,7 +169,7 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
         state = step.init(_start(), POINTS)
         for _ in range(steps):
             state, _ = step.update(state, POINTS)
-        return off(state.params, POINTS).square().sum(), _flat(state.params)
+        return off(state.params, POINTS).square().sum(), flatten(state.params)
 
     dampings = torch.tensor([1e-8, 1e-3], dtype=F64)
     values, ends = vmap(after)(dampings)
@@ -189,10 +179,8 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
     for damping, value, end in zip(dampings, values, ends, strict=True):
         torch.testing.assert_close(after(damping)[0], value, rtol=1e-6, atol=1e-20)
         torch.testing.assert_close(after(damping)[1], end, rtol=1e-6, atol=1e-9)
-    slope = grad(lambda damping: after(damping, 2)[1].sum())(dampings[1])
-    h = 1e-6  # a thousandth of the damping: 1e-6 of curvature in the quotient
-    low, high = (after(dampings[1] + sign * h, 2)[1].sum() for sign in (-1, 1))
-    torch.testing.assert_close(slope, (high - low) / (2 * h), rtol=1e-4, atol=0)
+    # a step of a thousandth of the damping: 1e-6 of curvature in the quotient
+    check_slope(lambda damping: after(damping, 2)[1].sum(), 1e-3, "grad", rtol=1e-4, h=1e-6)
 
 
 # ---- bad input -----------------------------------------------------------------------------------
@@ -202,9 +190,7 @@ def test_singular_gramians_are_refused_or_nan():
     exact = mf.physics.gauss_newton(0.0)
     hidden = vmap(lambda G: mf.weights(exact, G, r))(G - 1e-6 * torch.eye(9))
     assert bool(hidden.isnan().all())
-    slope = grad(
-        lambda r: mf.weights(mf.physics.gauss_newton(0.0), G[0] - 1e-6 * torch.eye(9), r).sum()
-    )
+    slope = grad(lambda r: mf.weights(exact, G[0] - 1e-6 * torch.eye(9), r).sum())
     assert bool(slope(r).isnan().all())
     J[:, 1:] = 1e-9 * J[:, 1:]  # parallel up to what float32 resolves
     with pytest.raises(ValueError, match=r"torch.float32 does not resolve; .* float64 parameters"):
@@ -218,9 +204,8 @@ def test_nan_points_and_absent_ones():
     bad[2] = torch.nan
     with pytest.raises(ValueError, match=r"losses: NaN or infinite entries \[2\]"):
         mf.weights(mf.physics.gauss_newton(), G, bad)
-    assert bool(
-        vmap(lambda r: mf.weights(mf.physics.gauss_newton(), G, r))(bad[None]).isnan().all()
-    )
+    hidden = vmap(lambda r: mf.weights(mf.physics.gauss_newton(), G, r))(bad[None])
+    assert bool(hidden.isnan().all())
     present = torch.tensor([True, False, True, True, False])
     share = present.to(F64) / 3
     rows = J * present[:, None]
@@ -287,17 +272,18 @@ def test_line_search_is_a_loop_over_lengths():
         return {name: leaf - factor * direction[name] for name, leaf in params.items()}
 
     values = torch.stack([objective(at(factor), POINTS) for factor in factors])
-    found = mf.physics.line_search(objective, params, direction, POINTS, factors)
+
+    def search(params):
+        return mf.physics.line_search(objective, params, direction, POINTS, factors)
+
+    found = search(params)
     torch.testing.assert_close(found.values, values)
     assert float(found.factor) == float(factors[values.argmin()])
-    torch.testing.assert_close(_flat(found.params), _flat(at(found.factor)))
+    torch.testing.assert_close(flatten(found.params), flatten(at(found.factor)))
     many = {name: torch.stack([leaf, 0.5 * leaf]) for name, leaf in params.items()}
-    mapped = vmap(
-        lambda params: mf.physics.line_search(objective, params, direction, POINTS, factors)
-    )(many)
+    mapped = vmap(search)(many)
     for i in range(2):
-        alone = {name: leaf[i] for name, leaf in many.items()}
-        one = mf.physics.line_search(objective, alone, direction, POINTS, factors)
+        one = search({name: leaf[i] for name, leaf in many.items()})
         torch.testing.assert_close(mapped.values[i], one.values)
         assert float(mapped.factor[i]) == float(one.factor)
 
