@@ -9,7 +9,6 @@ from torch import nn
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 import mtlfunc as mf
-from mtlfunc.types import Geometry
 from tests.support.every import few
 from tests.support.families import gramian
 from tests.support.labels import MASKS, given, labelled
@@ -18,7 +17,8 @@ from tests.support.operations.losses import Losses, literal, stacked
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.registry import RULES
-from tests.support.steps import METHODS, STATEFUL, step_of
+from tests.support.rules import geometry
+from tests.support.steps import METHODS, parts
 
 # "aot_eager" traces, differentiates and functionalises as the default backend does, without
 # generating code; the default is used where marked.
@@ -42,60 +42,39 @@ def fresh_compiler():
         yield
 
 
-@HOW
-@pytest.mark.parametrize("name", few(METHODS, lambda name: name == "mgda-ub"))
-def test_vmapped_step_traces_as_one_graph(name, how):
-    step = step_of(name)
-    state = vmap(lambda p, seed: step.init(p, BATCH, key=seed))(mf.stack(nets), torch.arange(3))
-    update = vmap(step.update, (0, None))
-    compiled = torch.compile(update, **how)
-    first, _ = update(state, BATCH)
-    compiled_first, _ = compiled(state, BATCH)
-    same(compiled(compiled_first, BATCH), update(first, BATCH), 1e-9, 1e-12)
+def shared_as(which):
+    return opaque, mf.mgda(), mf.jacobian(which), BATCH
 
 
-PROBED = {
-    **{x: (opaque, *STATEFUL[x]) for x in ("modo, three batches", "db_mtl", "excess_mtl")},
-    "shared as a module": (opaque, mf.mgda, lambda: mf.jacobian(net.trunk), BATCH),
-    "shared as parameters": (
-        opaque,
-        mf.mgda,
-        lambda: mf.jacobian([*net.trunk.parameters()]),
-        BATCH,
+LABELLED = (*BATCH, MASKS[0])
+STEPS = {  # losses, rule, probe, batch
+    **{x: lambda x=x: (opaque, *parts(x)) for x in METHODS},
+    **{x: lambda x=x: (opaque, *parts(x)) for x in ("modo, three batches", "db_mtl", "excess_mtl")},
+    "shared as a module": lambda: shared_as(net.trunk),
+    "shared as parameters": lambda: shared_as([*net.trunk.parameters()]),
+    "shared as globs": lambda: shared_as(["trunk.0.*", "trunk.2.*"]),
+    "present, losses only": lambda: (
+        *(labelled, mf.mean(), mf.losses_only(present=given), LABELLED),
     ),
-    "shared as globs": (opaque, mf.mgda, lambda: mf.jacobian(["trunk.0.*", "trunk.2.*"]), BATCH),
-    "present, losses only": (
-        labelled,
-        mf.mean,
-        lambda: mf.losses_only(present=given),
-        (*BATCH, MASKS[0]),
-    ),
-    "present, tracked": (
-        labelled,
-        mf.moco,
-        lambda: mf.moving_average("trunk.*", present=given),
-        (*BATCH, MASKS[0]),
+    "present, tracked": lambda: (
+        *(labelled, mf.moco(), mf.moving_average("trunk.*", present=given), LABELLED),
     ),
 }
 
 
 @HOW
-@pytest.mark.parametrize("name", few(PROBED, lambda name: name == "present, tracked"))
-def test_vmapped_step_of_a_probe_traces_as_one_graph(name, how):
+@pytest.mark.parametrize("name", few(STEPS, lambda name: name in ("mgda-ub", "present, tracked")))
+def test_vmapped_step_traces_as_one_graph(name, how):
     """Two steps by one compilation."""
-    losses, rule, probe, batch = PROBED[name]
-    step = mf.descend(losses, rule(), probe(), mf.sgd(0.05))
+    losses, rule, probe, batch = STEPS[name]()
+    step = mf.descend(losses, rule, probe, mf.adam(0.02))
     everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
     mf.parameters(net)  # whose parameters the choices are: stacked ones share their names
-    state = vmap(lambda params, seed: step.init(params, everyone, key=seed))(
-        mf.stack(nets), torch.arange(3)
-    )
+    state = vmap(lambda p, seed: step.init(p, everyone, key=seed))(mf.stack(nets), torch.arange(3))
     update = vmap(step.update, (0, None))
-    compiled = torch.compile(update, **how)
-    expected, got = state, state
+    compiled, expected, got = torch.compile(update, **how), (state,), (state,)
     for _ in range(2):
-        expected, _ = update(expected, batch)
-        got, _ = compiled(got, batch)
+        expected, got = update(expected[0], batch), compiled(got[0], batch)
     same(got, expected, 1e-9, 1e-12)
 
 
@@ -174,12 +153,7 @@ def test_vmapped_rules_trace_as_one_graph(case):
     losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
 
     def update(G, losses, state):
-        return made.update(
-            Geometry(
-                losses, G, torch.full_like(losses, 1 / 3), torch.ones(3, dtype=torch.bool), {}
-            ),
-            state,
-        )
+        return made.update(geometry(G, losses), state)
 
     state = vmap(made.init)(losses, torch.arange(2))
     batched = vmap(update)
@@ -222,16 +196,10 @@ def test_gramian_of_a_normalised_network_and_its_hypergradient(engine):
     params, x = mf.parameters(net), torch.linspace(-1, 2, 20, dtype=torch.float64).reshape(5, 4)
 
     def squared(scale):
-        return (
-            mf.task_gramian(
-                lambda p, b: functional_call(net, p, b * scale).square().mean(0),
-                params,
-                x,
-                engine=engine,
-            )[1]
-            .square()
-            .sum()
-        )
+        def losses(p, b):
+            return functional_call(net, p, b * scale).square().mean(0)
+
+        return mf.task_gramian(losses, params, x, engine=engine)[1].square().sum()
 
     at = torch.tensor(1.3, dtype=torch.float64)
     slope, value = torch.compile(grad_and_value(squared), **TRACED)(at)
@@ -273,14 +241,14 @@ def test_a_whole_run_with_its_init_traces_as_one_graph(how):
 def graph_of(rule: mf.Rule) -> Counter[str]:
     """What the graph of one update calls, of three tasks."""
     losses, calls = torch.tensor([1.0, 2.0, 3.0], dtype=DOUBLE), Counter[str]()
-    geometry = Geometry(losses, gramian("gaussian", 3), losses / 6, losses > 0, {})
+    given = geometry(gramian("gaussian", 3), losses)
 
     def counting(graph, inputs):
         calls.update(str(node.target) for node in graph.graph.nodes if "call" in node.op)
         return graph.forward
 
     torch.compiler.reset()
-    torch.compile(rule.update, fullgraph=True, backend=counting)(geometry, rule.init(losses, KEY))
+    torch.compile(rule.update, fullgraph=True, backend=counting)(given, rule.init(losses, KEY))
     return calls
 
 
