@@ -3,7 +3,6 @@ and out, what is kept, and what is refused. `tests/test_capture_cuda.py` has the
 """
 
 import io
-import itertools
 import os
 import threading
 
@@ -17,7 +16,7 @@ import mtlfunc as mf
 from mtlfunc.training import _recorder
 from mtlfunc.types import BalanceState, TrainState
 from tests.support.problems import BATCH, PARAMS, TASKS, named, nets, opaque
-from tests.support.recorders import Rerun, Watched
+from tests.support.recorders import Rerun, Watched, captured_lanes, captured_run
 from tests.support.registry import RULES
 from tests.support.steps import BATCHES, METHODS, STATEFUL, parts, step_of
 
@@ -35,20 +34,13 @@ def equal(one, other) -> bool:
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
+def expect_equal(one, other):
+    assert equal(one, other)
+
+
 def assert_same_run(step, batches, state=None, steps=5):
-    captured = mf.capture(step)
     state = step.init(PARAMS, batches[0]) if state is None else state
-    plain = replayed = state
-    kept = []
-    for batch in itertools.islice(itertools.cycle(batches), steps):
-        plain, info = step.update(plain, batch)
-        replayed, seen = captured.update(replayed, batch)
-        assert equal((plain, info), (replayed, seen))
-        assert type(seen) is mf.Info
-        assert type(replayed) is TrainState
-        kept.append(((plain, info), (replayed, seen)))
-    assert all(equal(one, other) for one, other in kept)
-    return replayed
+    captured_run(step, state, batches, steps, expect_equal)
 
 
 def decay() -> mf.Step:
@@ -97,16 +89,7 @@ def test_every_rule_captured_is_the_plain_one(made, name):
 
 @pytest.mark.parametrize("name", ["mgda", "pcgrad", "gradnorm"])
 def test_lanes_are_a_loop(made, name):
-    step, params, keys = step_of(name), mf.stack(nets), torch.arange(3)
-    state = vmap(step.init, (0, None, 0))(params, BATCH, keys)
-    ends = assert_same_run(step._replace(update=vmap(step.update, (0, None))), [BATCH], state)
-    captured = mf.capture(step)
-    for lane in range(3):
-        own = step.init({k: x[lane] for k, x in params.items()}, BATCH, keys[lane])
-        for _ in range(5):
-            own, _ = captured.update(own, BATCH)
-        for leaf, alone in own.params.items():
-            torch.testing.assert_close(ends.params[leaf][lane], alone, rtol=1e-9, atol=1e-11)
+    captured_lanes(name, mf.stack(nets), BATCH, expect_equal, 1e-9, 1e-11)
 
 
 def test_balance_copies_its_gradients(made):

@@ -7,12 +7,12 @@ import gc
 
 import pytest
 import torch
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
+from tests.support.recorders import captured_lanes, captured_run
 from tests.support.registry import RULES
 from tests.support.steps import BATCHES, METHODS, SHARED, STATEFUL, parts, step_of
 
@@ -35,19 +35,9 @@ def cuda(tree):
     return tree_map(lambda x: x.cuda() if isinstance(x, torch.Tensor) else x, tree)
 
 
-def assert_same_run(step, batches, state=None, steps=6):
+def assert_same_run(step, batches):
     """Several captured updates over changing batches are the plain ones, bit for bit."""
-    captured = mf.capture(step)
-    state = step.init(cuda(PARAMS), batches[0]) if state is None else state
-    plain = replayed = state
-    kept = []
-    for k in range(steps):
-        plain, info = step.update(plain, batches[k % len(batches)])
-        replayed, seen = captured.update(replayed, batches[k % len(batches)])
-        kept.append(((plain, info), (replayed, seen)))
-    for one, other in kept:  # none is overwritten
-        same(one, other)
-    return replayed
+    captured_run(step, step.init(cuda(PARAMS), batches[0]), batches, 6, same)
 
 
 @pytest.mark.parametrize("name", CAPTURED)
@@ -66,18 +56,7 @@ def test_every_probe_captured_is_the_plain_one_on_cuda(name):
 
 @pytest.mark.parametrize("name", ["mgda", "cagrad", "pcgrad", "gradnorm"])
 def test_lanes_captured_are_a_loop_of_runs_on_cuda(name):
-    step = step_of(name)
-    params, keys = cuda(mf.stack(nets)), torch.arange(3, device="cuda")
-    batch = cuda(BATCH)
-    state = vmap(step.init, (0, None, 0))(params, batch, keys)
-    lanes = step._replace(update=vmap(step.update, (0, None)))
-    ends = assert_same_run(lanes, [batch], state)
-    for lane in range(3):
-        own = step.init({k: x[lane] for k, x in params.items()}, batch, keys[lane])
-        for _ in range(6):
-            own, _ = step.update(own, batch)
-        for leaf, alone in own.params.items():
-            torch.testing.assert_close(ends.params[leaf][lane], alone, rtol=1e-7, atol=1e-9)
+    captured_lanes(name, cuda(mf.stack(nets)), cuda(BATCH), same, 1e-7, 1e-9)
 
 
 def test_balance_captured_is_the_plain_one_on_cuda():
@@ -149,16 +128,6 @@ def test_a_recording_that_is_pushed_out_gives_its_memory_back_on_cuda():
     assert torch.cuda.memory_reserved() < reserved[0], reserved
 
 
-def losses_of(edit):
-    """Losses with something in them that a graph cannot hold."""
-
-    def losses(params, batch):
-        found = opaque(params, batch)
-        return edit(found)
-
-    return losses
-
-
 FAULTS = {
     "item": (lambda found: found * found.detach()[0].item(), "_local_scalar_dense.*host"),
     "float": (lambda found: found / float(found.detach().sum()), "_local_scalar_dense.*host"),
@@ -182,8 +151,8 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_cannot_be_captured_is_named_and_leaves_the_device_whole_cuda(name, capsys):
     edit, message = FAULTS[name]
-    step = mf.descend(losses_of(edit), mf.mean(), mf.losses_only(), mf.sgd(0.1))
-    batch = cuda(BATCH)
+    losses, batch = lambda params, batch: edit(opaque(params, batch)), cuda(BATCH)
+    step = mf.descend(losses, mf.mean(), mf.losses_only(), mf.sgd(0.1))
     state = step.init(cuda(PARAMS), batch)
     before = tree_map(torch.clone, state)
     captured = mf.capture(step)
