@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -163,30 +164,17 @@ def test_a_counterexample_has_as_few_digits_as_it_can():
         whole = torch.equal(problem.gramian, problem.gramian.round())
         return EXACT(problem).weights if whole else uniform(problem)
 
-    rows = testing.check_solver(solver, ["min_norm"], tasks=(2, 2)).counterexamples
-    rows = rows["min_norm"].jacobian
+    report = testing.check_solver(solver, ["min_norm"], tasks=(2, 2))
+    rows = report.counterexamples["min_norm"].jacobian
     torch.testing.assert_close(rows, rows.round(decimals=1), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_solvers_are_checked_in_every_grad_mode(mode):
+    given: Any = {"tasks": (2, 2), "claims": ["vmap", "grad"]}
     with mode():
-        report = testing.check_solver(
-            solvers.faces(), ["dual_cone"], tasks=(2, 2), claims=["vmap", "grad"]
-        )
+        report = testing.check_solver(solvers.faces(), ["dual_cone"], **given)
     assert report.sound, report
-
-
-def test_a_task_without_preference_is_drawn():
-    def divides(problem):
-        return EXACT(problem).weights / problem.preference * problem.preference
-
-    assert not testing.check_solver(divides, ["cagrad"], tasks=(2, 3)).sound
-
-
-def test_dual_weights_in_place_of_the_direction_are_recognised():
-    report = testing.check_solver(lambda p: EXACT(p).dual, ["cagrad"], tasks=(1, 2))
-    assert "problem.solution(problem.recover(w), w)" in report.counterexamples["cagrad"].detail
 
 
 @pytest.mark.parametrize("tasks", [None, (1, 8), (2, 2), (1, 3), (5, 11), (3, 20)])
@@ -214,23 +202,6 @@ def test_a_solver_that_is_wrong_at_one_size_alone_is_found(size, tasks):
     assert report.counterexamples["min_norm"].jacobian.shape[0] == size
 
 
-TASKS = {"min_norm": 2, "cagrad": 3, "dual_cone": 2}
-
-
-@pytest.mark.parametrize("kind", TASKS)
-def test_a_solver_that_is_wrong_without_a_gradient_is_found(kind):
-    """J = 0 for two tasks and three: what divides by a norm is NaN there."""
-
-    def divides(problem):
-        found = EXACT(problem)
-        nothing = problem.gramian.diagonal().sum() == 0
-        return found._replace(weights=found.weights.where(~nothing, torch.nan))
-
-    report = testing.check_solver(divides, [kind], tasks=(TASKS[kind], TASKS[kind]))
-    assert not report.sound
-    assert not report.counterexamples[kind].jacobian.any()
-
-
 @pytest.mark.parametrize("ends", [(1, 4), (1, 8), (2, 5)])
 def test_most_draws_have_several_tasks(ends):
     counts = []
@@ -252,9 +223,8 @@ def test_a_refusal_is_no_answer_and_is_said():
     assert refused == sum(row.refused for row in report.rows) > 0
     assert f"min_norm: no answer to {refused} problems of 7 and 8 tasks" in str(report)
     assert "faces" in str(report)
-    assert testing.check_solver(solvers.faces(), ["min_norm"], tasks=(1, 2)).title.endswith(
-        "1 and 2 tasks, float64"
-    )
+    few = testing.check_solver(solvers.faces(), ["min_norm"], tasks=(1, 2))
+    assert few.title.endswith("1 and 2 tasks, float64")
 
     def picky(problem):
         raise ValueError("not today")
@@ -400,34 +370,52 @@ def test_derivatives_are_tried_in_what_a_problem_has_beside_the_gramian(kind, fi
     assert f"{kind}: at testing.jacobian(" in report.claims["grad"]
 
 
-def test_an_error_at_some_numbers_of_tasks_is_not_a_kind_that_is_not_taken():
-    def iterates(problem):
-        if isinstance(problem, solvers.CAGrad):
-            list(problem.gramian.diagonal().squeeze())
-        return EXACT(problem)
+def divides_by_the_preference(problem):
+    return EXACT(problem).weights / problem.preference * problem.preference
 
-    report = testing.check_solver(iterates, ["cagrad"], tasks=(1, 2))
-    assert not report.sound
-    assert not report.not_taken
-    assert "iteration over a 0-d tensor" in report.counterexamples["cagrad"].detail
+
+def divides_by_a_norm(problem):
+    """J = 0 for two tasks and three is drawn: NaN."""
+    found, nothing = EXACT(problem), problem.gramian.diagonal().sum() == 0
+    return found._replace(weights=found.weights.where(~nothing, torch.nan))
+
+
+def iterates(problem):
+    """An error at some numbers of tasks is not a kind that is not taken."""
+    list(problem.gramian.diagonal().squeeze())
+    return EXACT(problem)
 
 
 CALLS = itertools.count(1)
-UNSOUND = {
-    "not repeated": (lambda: next(CALLS) == 40, "its answers do not repeat"),
-    "torch's numbers": (lambda: torch.rand(1) < 0, "draws from global random numbers"),
-    "NumPy's numbers": (lambda: np.random.rand() < 0, "draws from global random"),  # noqa: NPY002
-}
 
 
-@pytest.mark.parametrize("what", UNSOUND)
-def test_what_is_no_function_of_the_problem_is_not_sound(what):
-    wrong, text = UNSOUND[what]
-    report = testing.check_solver(
-        lambda problem: uniform(problem) if wrong() else EXACT(problem), ["min_norm"], tasks=(2, 2)
-    )
+def unless(wrong):
+    return lambda problem: uniform(problem) if wrong() else EXACT(problem)
+
+
+MISTAKES = {  # a solver, a problem, its tasks, and what is said
+    "without preference": (divides_by_the_preference, "cagrad", (2, 3), "not finite"),
+    "dual weights": (lambda p: EXACT(p).dual, "cagrad", (1, 2),
+                     "problem.solution(problem.recover(w), w)"),
+    **{f"without a gradient, {kind}": (divides_by_a_norm, kind, (count, count), "not finite")
+       for kind, count in {"min_norm": 2, "cagrad": 3, "dual_cone": 2}.items()},
+    "at one task": (iterates, "cagrad", (1, 2), "iteration over a 0-d tensor"),
+    "not repeated": (unless(lambda: next(CALLS) == 40), "min_norm", (2, 2), "do not repeat"),
+    "torch's numbers": (unless(lambda: torch.rand(1) < 0), "min_norm", (2, 2),
+                        "draws from global random numbers"),
+    "NumPy's numbers": (unless(lambda: np.random.rand() < 0), "min_norm", (2, 2),  # noqa: NPY002
+                        "draws from global random"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_what_is_wrong_is_said(case):
+    solver, kind, tasks, text = MISTAKES[case]
+    report = testing.check_solver(solver, [kind], tasks=tasks)
     assert not report.sound
-    assert text in report.counterexamples["min_norm"].detail
+    assert not report.not_taken
+    assert text in report.counterexamples[kind].detail
+    assert "gradient" not in case or not report.counterexamples[kind].jacobian.any()
 
 
 def test_report_as_records():
@@ -435,25 +423,6 @@ def test_report_as_records():
     records = report.records()
     assert len(records) == 1 + len(FAMILIES)
     assert records[0]["family"] == "small integers"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "text"),
-    [
-        ({"solver": solvers.active_set}, TypeError, "solver:"),
-        ({"solver": 3}, TypeError, "solver: expected a function of one problem, got int"),
-        ({"solver": uniform, "problems": ["mgda"]}, ValueError, "problems='mgda'"),
-        ({"solver": uniform, "problems": "min_norm"}, ValueError, "expected lists of names"),
-        ({"solver": uniform, "claims": ["fast"]}, ValueError, "claims='fast'"),
-        ({"solver": uniform, "tolerance": 0.0}, ValueError, "tolerance: expected a number in"),
-        ({"solver": uniform, "tasks": (3, 2)}, ValueError, "tasks: expected"),
-    ],
-)
-def test_check_solver_says_what_is_wrong_with_its_arguments(arguments, kind, text):
-    unwrapped = inspect.unwrap(testing.check_solver)  # enforced annotations would answer first
-    with pytest.raises(kind) as raised:
-        unwrapped(**arguments)
-    assert text in str(raised.value)
 
 
 # ---- agreement -----------------------------------------------------------------------------------
@@ -492,30 +461,44 @@ def test_a_failure_shrinks_to_the_smallest_member_of_its_family():
     def fails(rows):
         norms = rows.norm(dim=1)
         near = torch.cdist(rows, rows) + torch.diag(torch.full((len(rows),), torch.inf).double())
-        return bool(
-            (near.amin() < 1e-7 * norms.amax()) & (norms.amin() > 0) & (norms.amax() > 1e-5)
-        )
+        same = near.amin() < 1e-7 * norms.amax()
+        return bool(same & (norms.amin() > 0) & (norms.amax() > 1e-5))
 
     rows = find(testing.jacobians(), fails, settings=settings(max_examples=2000, deadline=None))
     assert rows.shape == (2, 1)
     assert 1e-2 < rows.abs().amax() < 10  # the scale is 1 again
 
 
-def test_strategies_and_families_say_what_is_wrong():
-    least = r"tasks: expected \(least, most\)"
-    odd: Any = (3, (1, 2, 3), (2.0, 3))
-    for message, call in (
-        ("families='nobody'", lambda: testing.jacobians(families=iter(["nobody"]))),
-        ("families: expected names", lambda: testing.problems("min_norm", families=())),
-        ("exponents: expected", lambda: testing.problems("min_norm", exponents=(3, -3))),
-        ("tasks: expected", lambda: testing.jacobians(tasks=(0, 2))),
-        *((least, lambda tasks=tasks: testing.jacobians(tasks=tasks)) for tasks in odd),
-        *((least, lambda tasks=tasks: testing.check_solver(uniform, tasks=tasks)) for tasks in odd),
-        ("kind='mgda'", lambda: testing.problems("mgda")),
-        ("width: expected .* got 0", lambda: testing.jacobian("gaussian", 2, width=0)),
-        ("family='nobody'", lambda: testing.jacobian("nobody", 2)),
-    ):
-        with pytest.raises(ValueError, match=message):
+ODD: Any = (3, (1, 2, 3), (2.0, 3))
+LEAST = r"tasks: expected \(least, most\)"
+# enforced annotations would answer first
+check_solver: Any = inspect.unwrap(testing.check_solver)
+WRONG_CALLS = [
+    (TypeError, "solver:", lambda: check_solver(solvers.active_set)),
+    (TypeError, "solver: expected a function of one problem, got int", lambda: check_solver(3)),
+    (ValueError, "problems='mgda'", lambda: check_solver(uniform, ["mgda"])),
+    (ValueError, "expected lists of names", lambda: check_solver(uniform, "min_norm")),
+    (ValueError, "claims='fast'", lambda: check_solver(uniform, claims=["fast"])),
+    (ValueError, "tolerance: expected a number in", lambda: check_solver(uniform, tolerance=0.0)),
+    (ValueError, "tasks: expected", lambda: check_solver(uniform, tasks=(3, 2))),
+    (ValueError, "families='nobody'", lambda: testing.jacobians(families=iter(["nobody"]))),
+    (ValueError, "families: expected names", lambda: testing.problems("min_norm", families=())),
+    (ValueError, "exponents: expected", lambda: testing.problems("min_norm", exponents=(3, -3))),
+    (ValueError, "tasks: expected", lambda: testing.jacobians(tasks=(0, 2))),
+    (ValueError, "kind='mgda'", lambda: testing.problems("mgda")),
+    (ValueError, "width: expected .* got 0", lambda: testing.jacobian("gaussian", 2, width=0)),
+    (ValueError, "family='nobody'", lambda: testing.jacobian("nobody", 2)),
+    *(
+        (ValueError, LEAST, lambda call=call, tasks=tasks: call(tasks=tasks))
+        for call in (testing.jacobians, partial(check_solver, uniform))
+        for tasks in ODD
+    ),
+]
+
+
+def test_wrong_arguments_are_named():
+    for kind, message, call in WRONG_CALLS:
+        with pytest.raises(kind, match=message):
             call()
 
 
