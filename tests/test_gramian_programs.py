@@ -223,16 +223,9 @@ def check(steps, last, tasks, chunk_size):
     few, plan.FEW_PARAMETERS = plan.FEW_PARAMETERS, 1
     try:
         for engine in ("rows", "layerwise", "auto"):
-            close(
-                mf.task_gramian(
-                    lambda p, _: TASKS[tasks](losses(p)),
-                    LEAVES,
-                    (),
-                    engine=engine,
-                    chunk_size=chunk_size,
-                )[1],
-                by_task,
-            )
+            given = {"engine": engine, "chunk_size": chunk_size}
+            found = mf.task_gramian(lambda p, _: TASKS[tasks](losses(p)), LEAVES, (), **given)[1]
+            close(found, by_task)
             try:
                 found = mf.sample_gramian(lambda p, _: losses(p), LEAVES, (), engine=engine)[1]
             except ValueError as error:
@@ -305,12 +298,8 @@ def test_gramians_of_every_form_of_losses(tasks):
 def test_hooks_are_named_by_the_explanation():
     losses = program([("hooked", "w")], "two")
     for samples in (False, True):
-        table = mf.explain_gramian(
-            lambda p, _, samples=samples: losses(p) if samples else losses(p).mean(0),
-            LEAVES,
-            (),
-            samples=samples,
-        )
+        f = (lambda p, _: losses(p)) if samples else lambda p, _: losses(p).mean(0)
+        table = mf.explain_gramian(f, LEAVES, (), samples=samples)
         assert all(layer.form == "rows" and "hooks" in layer.note for layer in table.layers)
 
 
@@ -363,12 +352,10 @@ def test_gramians_of_adjusted_modules(name, monkeypatch):
     def samples(p, batch):
         return functional_call(net, p, (X,)).square()
 
-    for engine in ("rows", "layerwise", "auto"):
-        close(
-            mf.task_gramian(lambda p, b: samples(p, b).mean(0), params, (), engine=engine)[1],
-            loop(lambda p: samples(p, ()).mean(0), params),
-        )
-        close(
-            mf.sample_gramian(samples, params, (), engine=engine)[1],
-            loop(lambda p: samples(p, ()), params),
-        )
+    def tasks(p, batch):
+        return samples(p, batch).mean(0)
+
+    for read, losses in ((mf.task_gramian, tasks), (mf.sample_gramian, samples)):
+        known = loop(lambda p, f=losses: f(p, ()), params)
+        for engine in ("rows", "layerwise", "auto"):
+            close(read(losses, params, (), engine=engine)[1], known)

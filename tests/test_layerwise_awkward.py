@@ -43,16 +43,9 @@ class Drawn(nn.Module):
         self.names, self.layers, width = names, nn.ModuleList(), 4
         for name in names:
             if name == "tied":
-                self.layers.append(
-                    next(
-                        (
-                            x
-                            for x in reversed(self.layers)
-                            if isinstance(x, nn.Linear) and x.in_features == x.out_features == width
-                        ),
-                        nn.Identity(),
-                    )
-                )
+                known = [x for x in self.layers if isinstance(x, nn.Linear)]
+                fits = [x for x in known if x.in_features == x.out_features == width]
+                self.layers.append((fits or [nn.Identity()])[-1])
                 continue
             layer = LAYERS[name](width)
             width = getattr(layer, "out_features", getattr(layer, "out_channels", width))
@@ -85,16 +78,9 @@ def test_random_architectures(names, positions, seed, stacked):
         out = samples(p, x).mean(0)
         return torch.stack(list(out)) if stacked else out
 
-    agree(
-        mf.task_gramian(tasks, params, x, engine="layerwise")[1],
-        mf.task_gramian(tasks, params, x, engine="rows")[1],
-        1e-12,
-    )
-    agree(
-        mf.sample_gramian(samples, params, x, engine="layerwise")[1],
-        mf.sample_gramian(samples, params, x, engine="rows")[1],
-        1e-12,
-    )
+    for read, f in ((mf.task_gramian, tasks), (mf.sample_gramian, samples)):
+        one, other = (read(f, params, x, engine=engine)[1] for engine in ("layerwise", "rows"))
+        agree(one, other, 1e-12)
 
 
 # What a hostile reading found.
@@ -143,15 +129,13 @@ def _hooked(x):
 @pytest.mark.parametrize("name", TWICE_IN_ONE_CALL)
 def test_task_gramian_of_awkward_calls(name, engine):
     f = TWICE_IN_ONE_CALL[name]
-    got = mf.task_gramian(lambda p, b: f(p), {"w": W}, None, engine=engine)[1]
+
+    def found(scale):
+        return mf.task_gramian(lambda p, b: f(p), {"w": W * scale}, None, engine=engine)[1]
+
+    got = found(1.0)
     agree(got, gramian_of(f, {"w": W}), 1e-12)
-    agree(
-        vmap(lambda s: mf.task_gramian(lambda p, b: f(p), {"w": W * s}, None, engine=engine)[1])(
-            torch.ones(2, dtype=W.dtype)
-        )[1],
-        got,
-        1e-11,
-    )
+    agree(vmap(found)(torch.ones(2, dtype=W.dtype))[1], got, 1e-11)
 
 
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])
@@ -161,26 +145,18 @@ def test_one_task_is_one_single_pass(engine):
     def losses(p):
         return torch.cdist(F.linear(X, p["w"]), X).mean()[None]
 
-    agree(
-        mf.task_gramian(lambda p, b: losses(p), {"w": W}, None, engine=engine)[1],
-        gramian_of(losses, {"w": W}),
-        1e-12,
-    )
+    found = mf.task_gramian(lambda p, b: losses(p), {"w": W}, None, engine=engine)[1]
+    agree(found, gramian_of(losses, {"w": W}), 1e-12)
+
+
+def linear(p):
+    return F.linear(X, p["w"], p["b"]).square().mean(1)
 
 
 AWKWARD_SAMPLES = {
-    "bias of length one": (
-        lambda p: F.linear(X, p["w"], p["b"][:1] * 1).square().mean(1),
-        {"w": W, "b": W[0]},
-    ),
-    "bias that is no vector": (
-        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
-        {"w": W, "b": X},
-    ),
-    "bias of one number": (
-        lambda p: F.linear(X, p["w"], p["b"]).square().mean(1),
-        {"w": W, "b": W[0, :1]},
-    ),
+    "bias of length one": (lambda p: linear(p | {"b": p["b"][:1] * 1}), {"w": W, "b": W[0]}),
+    "bias that is no vector": (linear, {"w": W, "b": X}),
+    "bias of one number": (linear, {"w": W, "b": W[0, :1]}),
     "scale of one number": (
         lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
         {"w": W, "s": W[0, 0]},
@@ -331,34 +307,30 @@ def test_an_expert_that_gets_no_sample(expert, taken):
         z = functional_call(net["first"], {n[6:]: p for n, p in params.items() if "first" in n}, x)
         own = {n[7:]: p for n, p in params.items() if "expert" in n}
         found = functional_call(net["expert"], own, z.tanh()[mask].reshape(-1, *shape)).flatten(1)
-        added = torch.zeros(6, 1, dtype=x.dtype).index_add(
-            0, mask.nonzero()[:, 0], found.sum(1, keepdim=True)
-        )
+        places, sums = mask.nonzero()[:, 0], found.sum(1, keepdim=True)
+        added = torch.zeros(6, 1, dtype=x.dtype).index_add(0, places, sums)
         return (z + added).square().sum(1)
-
-    weightings = torch.rand(2, 6, dtype=torch.float64)
-    doors = {
-        "samples": lambda engine: mf.sample_gramian(each, params, x, engine=engine)[1],
-        "norms": lambda engine: mf.sample_norms(each, params, x, engine=engine)[1],
-        "weightings": lambda engine: mf.task_gramian(
-            each, params, x, engine=engine, weightings=weightings
-        )[1],
-        "tasks": lambda engine: mf.task_gramian(tasks, params, x, engine=engine)[1],
-    }
 
     def tasks(params, x):
         return each(params, x).unflatten(0, (2, 3)).mean(1)
 
+    weightings = torch.rand(2, 6, dtype=torch.float64)
+    doors = {
+        "samples": partial(mf.sample_gramian, each, params, x),
+        "norms": partial(mf.sample_norms, each, params, x),
+        "weightings": partial(mf.task_gramian, each, params, x, weightings=weightings),
+        "tasks": partial(mf.task_gramian, tasks, params, x),
+    }
     for name, door in doors.items():
         try:
-            found = door("layerwise")
+            found = door(engine="layerwise")[1]
         except ValueError as error:
             assert name in ("samples", "norms")
             assert 'engine="rows"' in str(error)  # noqa: PT017  the graph proves nothing
             continue
-        near(found, door("rows"))
+        near(found, door(engine="rows")[1])
     leaves = dict(net.named_parameters())
     for name, chosen in (("tasks", None), ("weightings", weightings)):
         losses = tasks(leaves, x) if chosen is None else each(leaves, x)
         info = mf.Balancer(net, mf.mgda()).backward(losses, weightings=chosen)
-        near(info.gramian, doors[name]("rows"))
+        near(info.gramian, doors[name](engine="rows")[1])
