@@ -85,14 +85,10 @@ def test_every_rule_as_in_the_pure_step(name, net):
 
 
 OPTIONS = {
-    "plain": {},
-    "own heads": {"heads": "own"},
-    "weighted heads": {"heads": "weighted"},
-    "rows": {"engine": "rows"},
-    "layerwise": {"engine": "layerwise"},
-    "chunks": {"chunk_size": 2},
+    "plain": {}, "own heads": {"heads": "own"}, "weighted heads": {"heads": "weighted"},
+    "rows": {"engine": "rows"}, "layerwise": {"engine": "layerwise"}, "chunks": {"chunk_size": 2},
     "loop": {"chunk_size": 1},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("few", [0, plan.FEW_PARAMETERS])

@@ -35,10 +35,8 @@ def decaying(steps):
 
 METHODS = {
     "moco": (mf.moco, lambda **more: mf.moving_average(TRUNK, rate=decaying, **more)),
-    "cagrad, averaged": (
-        lambda: mf.cagrad(0.4),
-        lambda **more: mf.moving_average(TRUNK, corrected=True, heads="own", **more),
-    ),
+    "cagrad, averaged": (lambda: mf.cagrad(0.4),
+        lambda **more: mf.moving_average(TRUNK, corrected=True, heads="own", **more)),
     "excess_mtl": (mf.excess_mtl, lambda **more: mf.excess_risk(TRUNK, **more)),
     "db_mtl": (mf.db_mtl, lambda **more: mf.moving_average(TRUNK, rate=decaying, **more)),
     "graddrop": (mf.mean, lambda **more: mf.jacobian(TRUNK, mask=mf.graddrop(), **more)),
@@ -46,7 +44,7 @@ METHODS = {
     "modo": (mf.modo, lambda: mf.double_sampling(TRUNK)),
     "sdmgrad": (mf.sdmgrad, lambda: mf.double_sampling(TRUNK, heads="own")),
     "losses alone": (mf.gls, lambda **more: mf.losses_only(**more)),
-}
+}  # fmt: skip
 BATCHES = {"modo": 2, "sdmgrad": 3}
 
 

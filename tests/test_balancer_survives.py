@@ -161,14 +161,12 @@ def test_hooks_see_plain_gradients():
 LATE = {
     "tensor": lambda h: h.register_hook(lambda g: 0.1 * g),
     "node": lambda h: h.grad_fn.register_hook(
-        lambda ins, outs: tuple(None if g is None else 0.1 * g for g in ins)
-    ),
+        lambda ins, outs: tuple(None if g is None else 0.1 * g for g in ins)),
     "node, before": lambda h: h.grad_fn.register_prehook(lambda outs: (0.1 * outs[0],)),
     "node below": lambda h: h.grad_fn.next_functions[-1][0].register_hook(
-        lambda ins, outs: (0.1 * ins[0],)
-    ),
+        lambda ins, outs: (0.1 * ins[0],)),
     "weight, before all": lambda h: None,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])

@@ -230,12 +230,11 @@ def with_params(edit):
 EDITS = {
     "all replaced": with_params(lambda p: {name: leaf / 2 for name, leaf in p.items()}),
     "exchanged": with_params(
-        lambda p: {f"heads.{i}.bias": p[f"heads.{1 - i}.bias"] for i in range(2)}
-    ),
+        lambda p: {f"heads.{i}.bias": p[f"heads.{1 - i}.bias"] for i in range(2)}),
     "one twice": with_params(lambda p: {"heads.0.bias": p["heads.2.bias"]}),
     "in place": in_place,
     "in its dict": in_its_dict,
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -359,12 +358,9 @@ BAD = {
     "an array": ({"to": ZERO.numpy()}, TypeError, r"batch\['to'\].*ndarray"),
     "elsewhere": ({"to": ZERO.to("meta")}, ValueError, r"batch\['to'\] is on meta.*\.to\(device\)"),
     "sparse": ({"to": ZERO.to_sparse()}, TypeError, r"batch\['to'\].*to_dense"),
-    "differentiated": (
-        {"to": ZERO.clone().requires_grad_()},
-        ValueError,
-        r"batch\['to'\] requires grad.*detach",
-    ),
-}
+    "differentiated": ({"to": ZERO.clone().requires_grad_()}, ValueError,
+        r"batch\['to'\] requires grad.*detach"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", BAD)

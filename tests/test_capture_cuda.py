@@ -138,14 +138,11 @@ FAULTS = {
     "nonzero": (lambda found: found * found.detach().nonzero().shape[0], "nonzero.*host"),
     "moved": (lambda found: torch.eye(3, dtype=found.dtype).to(found) @ found, "copies between"),
     "eigh": (
-        lambda found: found + torch.linalg.eigvalsh(found.detach().outer(found.detach())).sum() * 0,
-        "eigh",
-    ),
-    "synchronize": (
-        lambda found: (torch.cuda.synchronize(), found)[1],
-        "synchronize.*go on without",
-    ),
-}
+        lambda found: found + torch.linalg.eigvalsh(
+        found.detach().outer(found.detach())).sum() * 0, "eigh"),
+    "synchronize": (lambda found: (torch.cuda.synchronize(), found)[1],
+        "synchronize.*go on without"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -32,20 +32,14 @@ def policy(_, op, *args, **kwargs):
 
 KINDS = {
     "checkpoint": lambda part, x: checkpoint(part, x, use_reentrant=False),
-    "nested": lambda part, x: checkpoint(
-        lambda x: checkpoint(part, x, use_reentrant=False), x, use_reentrant=False
-    ),
-    "sequential": lambda part, x: checkpoint_sequential(
-        [part, nn.Identity()], 2, x, use_reentrant=False
-    ),
-    "policy": lambda part, x: checkpoint(
-        part,
-        x,
-        use_reentrant=False,
-        context_fn=partial(create_selective_checkpoint_contexts, policy),
-    ),
+    "nested": lambda part, x: checkpoint(lambda x: checkpoint(part, x, use_reentrant=False), x,
+        use_reentrant=False),
+    "sequential": lambda part, x: checkpoint_sequential([part, nn.Identity()], 2, x,
+        use_reentrant=False),
+    "policy": lambda part, x: checkpoint(part, x, use_reentrant=False,
+        context_fn=partial(create_selective_checkpoint_contexts, policy)),
     "reentrant": lambda part, x: checkpoint(part, x, use_reentrant=True),
-}
+}  # fmt: skip
 LAYERS = {
     "linear": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh()),
     "hardsigmoid": lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardsigmoid()),
@@ -108,14 +102,12 @@ DOORS = {
     "task_gradients": lambda tasks, each, params: mf.task_gradients(tasks, params, X),
     "one by one": lambda tasks, each, params: mf.task_gradients(tasks, params, X, chunk_size=1),
     "sample_gradients": lambda tasks, each, params: mf.sample_gradients(tasks, params, X),
-    "a loop of samples": lambda tasks, each, params: mf.sample_gradients(
-        tasks, params, X, samples_at_once=1
-    ),
+    "a loop of samples": lambda tasks, each, params: mf.sample_gradients(tasks, params, X,
+        samples_at_once=1),
     "sample_gramian": lambda tasks, each, params: mf.sample_gramian(each, params, X),
     "sample_norms": lambda tasks, each, params: mf.sample_norms(each, params, X),
-    "weightings": lambda tasks, each, params: mf.task_gramian(
-        each, params, X, weightings=torch.rand(2, 12, dtype=F64)
-    ),
+    "weightings": lambda tasks, each, params: mf.task_gramian(each, params, X,
+        weightings=torch.rand(2, 12, dtype=F64)),
     "explain_gramian": lambda tasks, each, params: mf.explain_gramian(tasks, params, X),
     "jacobian": lambda tasks, each, params: step(mf.jacobian(), tasks, params),
     "losses_only": lambda tasks, each, params: step(mf.losses_only(), tasks, params),
@@ -124,7 +116,7 @@ DOORS = {
     "a transform": lambda tasks, each, params: vmap(
         lambda s: mf.task_gramian(lambda p, x: s * tasks(p, x), params, X)
     )(torch.ones(2, dtype=F64)),
-}
+}  # fmt: skip
 
 
 ALONE = {"sample_gradients", "a loop of samples", "curvature"}

@@ -54,12 +54,10 @@ STEPS = {  # losses, rule, probe, batch
     "shared as parameters": lambda: shared_as([*net.trunk.parameters()]),
     "shared as globs": lambda: shared_as(["trunk.0.*", "trunk.2.*"]),
     "present, losses only": lambda: (
-        *(labelled, mf.mean(), mf.losses_only(present=given), LABELLED),
-    ),
+        labelled, mf.mean(), mf.losses_only(present=given), LABELLED),
     "present, tracked": lambda: (
-        *(labelled, mf.moco(), mf.moving_average("trunk.*", present=given), LABELLED),
-    ),
-}
+        labelled, mf.moco(), mf.moving_average("trunk.*", present=given), LABELLED),
+}  # fmt: skip
 
 
 @HOW

@@ -24,22 +24,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch._prims_common.check`:Futu
 SEEDS = torch.tensor([0, 2**40, -3])
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 DRAWS = {
-    "keys": lambda key, n: (
-        random.fold_in(key, n),
-        random.fold_in(key, -n),
-        random.fold_in(key, key),
-        random.draw(random.draw(random.stream(key))[1]),
-    ),
+    "keys": lambda key, n: (random.fold_in(key, n), random.fold_in(key, -n),
+        random.fold_in(key, key), random.draw(random.draw(random.stream(key))[1])),
     "uniform": lambda key, n: [random.uniform(key, (n,), dtype) for dtype in DTYPES],
-    "normal": lambda key, n: [
-        *(random.normal(key, (n,), dtype) for dtype in DTYPES),
-        random.normal(key, (n, 2), torch.float64),
-    ],
+    "normal": lambda key, n: [*(random.normal(key, (n,), dtype) for dtype in DTYPES),
+        random.normal(key, (n, 2), torch.float64)],
     "permutation": lambda key, n: random.permutation(key, n),
     "permutations": lambda key, n: random.permutation(key, n, rows=n),
     # a key that the compiler knows
     "constant": lambda key, n: (key + 1, random.permutation(random.key(0), n, rows=n)),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -187,10 +187,9 @@ PROBES: dict[str, Callable[[Net], mf.Probe]] = {
     "twice": lambda net: mf.second_evaluation(mf.jacobian("trunk.*")),
     "chunks": lambda net: mf.jacobian("*", chunk_size=1),
     "metric": lambda net: mf.jacobian(),
-    "representation": lambda net: mf.representation(
-        partial(encode, net), partial(decode, net), shared="trunk.*"
-    ),
-}
+    "representation": lambda net: mf.representation(partial(encode, net), partial(decode, net),
+        shared="trunk.*"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("optimizer", [mf.adam(1e-2), mf.sgd(1e-2, momentum=0.9)])

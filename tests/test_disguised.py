@@ -144,16 +144,12 @@ def sparse_input(x: Tensor, w: Tensor) -> Tensor:
 
 
 SPELLINGS = {
-    "sparse input": sparse_input,
-    "packet linear": torch.ops.disguised.linear,
-    "packet matmul": torch.ops.disguised.matmul,
-    "packet add": torch.ops.disguised.add,
+    "sparse input": sparse_input, "packet linear": torch.ops.disguised.linear,
+    "packet matmul": torch.ops.disguised.matmul, "packet add": torch.ops.disguised.add,
     "packet layer_norm": torch.ops.disguised.layer_norm,
-    "overload": torch.ops.disguised.linear.default,
-    "function linear": dispatching("linear"),
-    "function mm": dispatching("mm"),
-    "function __get__": dispatching("__get__"),
-}
+    "overload": torch.ops.disguised.linear.default, "function linear": dispatching("linear"),
+    "function mm": dispatching("mm"), "function __get__": dispatching("__get__"),
+}  # fmt: skip
 
 
 class Called(nn.Module):
@@ -176,16 +172,13 @@ def test_calls_of_every_spelling(call):
 
 
 OWN = {
-    "F.linear": nn.functional.linear,
-    "aten.linear": torch.ops.aten.linear,
-    "@": lambda x, w: x @ w.T,
-    "matmul": lambda x, w: torch.matmul(x, w.mT),
-    "mm": lambda x, w: x.mm(w.t()),
-    "aten.mm": lambda x, w: torch.ops.aten.mm(x, w.transpose(0, 1)),
+    "F.linear": nn.functional.linear, "aten.linear": torch.ops.aten.linear,
+    "@": lambda x, w: x @ w.T, "matmul": lambda x, w: torch.matmul(x, w.mT),
+    "mm": lambda x, w: x.mm(w.t()), "aten.mm": lambda x, w: torch.ops.aten.mm(x, w.transpose(0, 1)),
     "addmm": lambda x, w: torch.addmm(x.new_zeros(len(w)), x, w.T),
     "einsum": lambda x, w: torch.einsum("ni,oi->no", x, w),
     "split": lambda x, w: torch.cat([x @ part.T for part in w.split(2)], 1),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("call", OWN.values(), ids=OWN)

@@ -163,10 +163,8 @@ VALUES = {
     "others of nothing": (lambda: at(mf.pareto_mtl(others=torch.zeros(1, 2))), "others: "),
     "others of other tasks": (lambda: at(mf.pareto_mtl(others=torch.ones(1, 3))), "others: "),
     "ray below 0": (lambda: at(mf.pareto_mtl(ray=torch.tensor([1.0, -1.0]))), "ray: "),
-    "reference of 0": (
-        lambda: at(mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0]))),
-        "initial loss",
-    ),
+    "reference of 0": (lambda: at(mf.gradnorm(1.0, reference=torch.tensor([0.0, 1.0]))),
+        "initial loss"),
     "eta": (lambda: mf.align(0.0), "eta: "),
     "preference of align": (lambda: mf.align(0.1, preference=torch.ones(3)), "preference: "),
     "seed too large": (lambda: mf.random.key(2**63), "key: "),
@@ -201,38 +199,29 @@ VALUES = {
     "no modules": (lambda: mf.stack([]), "at least one"),
     "a state of another dtype": (
         lambda: mf.adam(0.1).update({"a": G}, mf.adam(0.1).init({"a": G.float()}), {"a": G}),
-        "state: ",
-    ),
-    "weights that are nan": (
-        lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
-        "weights",
-    ),
+        "state: "),
+    "weights that are nan": (lambda: mf.solvers.certify(mf.solvers.min_norm(G), G[0] * torch.nan),
+        "weights"),
     "curves in a list": (lambda: mf.plot.gap([1.0]), "curves: "),
     "frozen": (lambda: mf.Balancer(FROZEN, mf.mgda()), "shared:"),
     "meta": (lambda: made(list, META), "params: on the meta device.*to_empty"),
     "meta, pure": (lambda: pure(list, mf.parameters(META)), "on the meta device"),
     "shared of another": (lambda: mf.Balancer(NET, mf.mgda(), OTHER), "shared:"),
     "shared of another's parameters": (
-        lambda: mf.Balancer(NET, mf.mgda(), list(OTHER.parameters())),
-        "shared:",
-    ),
+        lambda: mf.Balancer(NET, mf.mgda(), list(OTHER.parameters())), "shared:"),
     "seed shape": (lambda: mf.random.key(torch.arange(2)), "key: .*vmap"),
     "gramian shape": (lambda: mf.weights(mf.mgda(), torch.ones(2, 3)), "gramian:"),
     "gramian empty": (lambda: mf.weights(mf.mgda(), torch.ones(0, 0)), "gramian:"),
     "gramian batched": (lambda: mf.weights(mf.mgda(), torch.ones(3, 2, 2)), "gramian: .*vmap"),
     "gramian nan": (lambda: mf.weights(mf.mgda(), G * float("nan")), "gramian:"),
-    "gramian asymmetric": (
-        lambda: mf.solvers.min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]])),
-        "gramian:",
-    ),
+    "gramian asymmetric": (lambda: mf.solvers.min_norm(torch.tensor([[1.0, 0.5], [0.2, 1.0]])),
+        "gramian:"),
     "losses dtype": (lambda: mf.weights(mf.gradnorm(1.0), G, torch.ones(2)), "losses"),
     "losses shape": (lambda: at(mf.gradnorm(1.0), [1.0, 1.0, 1.0]), "losses:"),
     "losses nan": (lambda: at(mf.gradnorm(1.0), [1.0, float("nan")]), "losses:"),
     "jacobian shape": (lambda: mf.aggregate(mf.mgda(), torch.ones(3)), r"jacobian: .*\[3\]"),
-    "jacobian inf": (
-        lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
-        "jacobian:",
-    ),
+    "jacobian inf": (lambda: mf.aggregate(mf.mgda(), torch.tensor([[1.0], [float("inf")]])),
+        "jacobian:"),
     "c negative": (lambda: mf.cagrad(-0.1), "c:"),
     "c nan": (lambda: mf.cagrad(float("nan")), "c: .*nan"),
     "c vector": (lambda: mf.cagrad(torch.ones(2)), "c: .*vmap"),
@@ -241,10 +230,8 @@ VALUES = {
     "alpha": (lambda: mf.gradnorm(-1.0), "alpha: "),
     "gradnorm lr": (lambda: mf.gradnorm(1.0, 0.0), "lr: expected a finite number > 0"),
     "floor": (lambda: mf.gradnorm(1.0, floor=0.0), "floor: "),
-    "initial losses": (
-        lambda: at(mf.gradnorm(1.0), [1.0, 0.0]),
-        "initial losses > 0, got .*reference=",
-    ),
+    "initial losses": (lambda: at(mf.gradnorm(1.0), [1.0, 0.0]),
+        "initial losses > 0, got .*reference="),
     "reference": (lambda: at(mf.gradnorm(1.0, reference=torch.ones(3))), "reference:"),
     **{
         f"preference {p}": (lambda p=p: mf.weights(mf.mean(preference=p), G), "preference: ")
@@ -264,102 +251,66 @@ VALUES = {
         )
         for what, after in (("names", {"x": G}), ("shapes", PARAMS | {"trunk.0.bias": G[0]}))
     },
-    "lengths of other tasks": (
-        lambda: mf.diagnostics.noise_scale(torch.ones(3, 2), torch.ones(3)),
-        "samples: expected the lengths",
-    ),
+    "lengths of other tasks": (lambda: mf.diagnostics.noise_scale(torch.ones(3, 2), torch.ones(3)),
+        "samples: expected the lengths"),
     "one length": (lambda: mf.diagnostics.noise_scale(G[0][:1], G[0, 0]), "at least two"),
     "lengths, tasks": (lambda: mf.diagnostics.noise_scale(G, G[0], tasks=2), "no tasks="),
     "size of 0": (lambda: mf.diagnostics.noise_scale(G[0], G[0, 0], size=0), "size"),
     "cosines of nan": (
         lambda: mf.diagnostics.cosines(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])),
-        r"gramian: NaN or infinite entries in rows \[0\]",
-    ),
-    "batches of two sizes": (
-        lambda: mf.sample_gradients(vector, PARAMS, (BATCH[0], BATCH[1][:3])),
-        r"batch: .*first axis",
-    ),
+        r"gramian: NaN or infinite entries in rows \[0\]"),
+    "batches of two sizes": (lambda: mf.sample_gradients(vector, PARAMS, (BATCH[0], BATCH[1][:3])),
+        r"batch: .*first axis"),
     "mixed precisions": (
-        lambda: mf.task_gramian(vector, PARAMS | {"z": torch.ones(2) * 1j}, BATCH),
-        "params:",
-    ),
+        lambda: mf.task_gramian(vector, PARAMS | {"z": torch.ones(2) * 1j}, BATCH), "params:"),
     "mask by layers": (lambda: mf.jacobian(mask=mf.graddrop(), engine="layerwise"), "mask"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),
-    "weights of another shape": (
-        lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
-        "rule:",
-    ),
-    "complex weights": (
-        lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
-        "rule:",
-    ),
+    "weights of another shape": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
+        "rule:"),
+    "complex weights": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
+        "rule:"),
     "a rule reads a name that nothing measures": (
-        lambda: mf.balance(
-            vector, mf.mean()._replace(reads=frozenset({"grammian"})), mf.jacobian()
-        ),
-        "a probe of your own that measures 'grammian'",
-    ),
-    "reduction": (
-        lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
-        "reduction=",
-    ),
+        lambda: mf.balance(vector, mf.mean()._replace(reads=frozenset({"grammian"})),
+        mf.jacobian()), "a probe of your own that measures 'grammian'"),
+    "reduction": (lambda: mf.balance(vector, mf.mean(), mf.losses_only(), reduction="none"),
+        "reduction="),
     "has_aux missing": (
-        lambda: mf.descend(
-            lambda p, b: (vector(p, b), 1), mf.mean(), mf.losses_only(), mf.sgd(0.1)
-        ).init(PARAMS, BATCH),
-        "pass has_aux=True",
-    ),
+        lambda: mf.descend(lambda p, b: (vector(p, b), 1), mf.mean(), mf.losses_only(),
+        mf.sgd(0.1)).init(PARAMS, BATCH), "pass has_aux=True"),
     "has_aux wrong": (
-        lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1), has_aux=True).init(
-            PARAMS, BATCH
-        ),
-        "has_aux=",
-    ),
+        lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1),
+        has_aux=True).init(PARAMS, BATCH), "has_aux="),
     "delta_m": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True}), "same names"),
-    "delta_m zero": (
-        lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
-        "baselines:",
-    ),
+    "delta_m zero": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
+        "baselines:"),
     "not a Gramian": (lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)), "gramian:"),
     "not symmetric": (lambda: mf.weights(mf.imtl_g(), torch.ones_like(G).triu()), "gramian:"),
     "no tasks": (lambda: mf.task_gramian(lambda p, b: [], PARAMS, BATCH), "losses_fn:"),
-    "no samples": (
-        lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
-        "losses_fn:",
-    ),
-    "vmap over no Gramians": (
-        lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
-        "gramian:",
-    ),
+    "no samples": (lambda: mf.sample_gramian(lambda p, b: vector(p, b)[:0], PARAMS, BATCH),
+        "losses_fn:"),
+    "vmap over no Gramians": (lambda: vmap(lambda x: mf.weights(mf.mgda(), x))(G.expand(0, 2, 2)),
+        "gramian:"),
     "vmap over no networks": (
         lambda: vmap(lambda w: mf.task_gramian(lambda p, b: p["w"] ** 2, {"w": w}, ()))(G[:0]),
-        "losses_fn:",
-    ),
-}
+        "losses_fn:"),
+}  # fmt: skip
 TYPES = {
     "seed of words": (lambda: mf.random.key("0"), "key: "),
     "seed of truth": (lambda: mf.random.key(True), "key: "),
     "seed of a tensor of truth": (lambda: mf.random.key(torch.tensor(True)), "key: "),
     "weightings in a list": (
         lambda: mf.task_gramian(vector, PARAMS, BATCH, weightings=[[1.0, 2.0, 3.0]]),
-        "weightings: ",
-    ),
+        "weightings: "),
     "reads of a name": (lambda: reads_of(mf.mgda()._replace(reads="gramian")), "rule: reads is"),
-    "an optimizer as rule": (
-        lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
-        "rule:",
-    ),
+    "an optimizer as rule": (lambda: mf.Balancer(NET, torch.optim.SGD(NET.parameters(), 0.1)),
+        "rule:"),
     "torch's class": (lambda: mf.famo(optimizer=torch.optim.Adam), "optimizer: got torch.*Adam"),
     "frozen, pure": (lambda: pure(list, mf.parameters(FROZEN)), "params: .*frozen"),
-    "batch first": (
-        lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),
-        "losses_fn:",
-    ),
+    "batch first": (lambda: mf.balance(lambda batch, params: G[0], mf.mgda(), mf.jacobian()),
+        "losses_fn:"),
     "batch first in init": (
-        lambda: mf.balance(vector, mf.mgda(), mf.jacobian()).init(BATCH, PARAMS),
-        "params:",
-    ),
+        lambda: mf.balance(vector, mf.mgda(), mf.jacobian()).init(BATCH, PARAMS), "params:"),
     "names": (lambda: pure(list, dict(enumerate(mf.parameters(NET).values()))), "params:"),
     "a tensordict": (lambda: mf.task_gramian(vector, Nested(PARAMS), BATCH), "params:"),
     "axes": (lambda: mf.grid(lambda a: a, [1, 2]), "axes, dims: expected dicts by name"),
@@ -368,15 +319,11 @@ TYPES = {
     "seed tensor": (lambda: mf.random.key(torch.ones(2)), "key: .*float32"),
     "gramian integer": (lambda: mf.weights(mf.mgda(), torch.ones(2, 2).long()), "gramian:"),
     "c string": (lambda: mf.cagrad("0.4"), "c: .*str"),
-    "wrong problem": (
-        lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),
-        "frank_wolfe takes min_norm and cagrad",
-    ),
+    "wrong problem": (lambda: mf.solvers.frank_wolfe(10)(mf.solvers.dual_cone(G, G[0])),
+        "frank_wolfe takes min_norm and cagrad"),
     "rows of no layer": (lambda: mf.muon.nuclear(G), "rows: expected .*dict"),
-    "rates of no tensor": (
-        lambda: mf.muon.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),
-        "carried:",
-    ),
+    "rates of no tensor": (lambda: mf.muon.nuclear({"w": torch.ones(2, 3, 4)}, carried=[0.0]),
+        "carried:"),
     "not a problem": (lambda: mf.solvers.faces()(G), "problem: expected min_norm"),
     "stateless": (lambda: mf.stateless(lambda: G), r"stateless: expected f\(gramian\)"),
     "params": (lambda: mf.task_gradients(vector, torch.nn.Linear(2, 1), BATCH), "params:"),
@@ -384,7 +331,7 @@ TYPES = {
     "losses that exist": (lambda: mf.task_jacobian(G[0], PARAMS), "losses_fn: expected a function"),
     "a generator": (lambda: mf.explain_gramian(vector, NET.parameters(), BATCH), "params:"),
     "sparse Gramian": (lambda: mf.weights(mf.mean(), G.to_sparse()), "gramian:"),
-}
+}  # fmt: skip
 CASES = {
     **{name: (call, ValueError, words) for name, (call, words) in VALUES.items()},
     **{name: (call, TypeError, words) for name, (call, words) in TYPES.items()},

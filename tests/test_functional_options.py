@@ -247,14 +247,11 @@ UNARY = (
     *("hardshrink", "sigmoid", "tanh", "rrelu"),
 )
 OPTIONS = {
-    "elu": {"alpha": [0.3, 2.0]},
-    "celu": {"alpha": [0.3, 2.0]},
+    "elu": {"alpha": [0.3, 2.0]}, "celu": {"alpha": [0.3, 2.0]},
     "softplus": {"beta": [0.3, 2.0], "threshold": [3.0]},
-    "leaky_relu": {"negative_slope": [-0.3, -2.0]},
-    "softshrink": {"lambd": [0.3, 2.0]},
-    "threshold": {"threshold": [0.3, 2.0], "value": [-1.0]},
-    "gelu": {"approximate": ["tanh"]},
-}
+    "leaky_relu": {"negative_slope": [-0.3, -2.0]}, "softshrink": {"lambd": [0.3, 2.0]},
+    "threshold": {"threshold": [0.3, 2.0], "value": [-1.0]}, "gelu": {"approximate": ["tanh"]},
+}  # fmt: skip
 for name in UNARY:
     f = getattr(F, name)
     add(name, lambda x, f=f: f(x.sin() * 4), X)

@@ -128,13 +128,11 @@ class Named(torch.nn.Module):
 
 
 SELECTED = {
-    "module": lambda m: m.trunk,
-    "its parameters": lambda m: m.trunk.parameters(),
-    "a list of its parameters": lambda m: list(m.trunk.parameters()),
-    "a glob": lambda m: "trunk.*",
+    "module": lambda m: m.trunk, "its parameters": lambda m: m.trunk.parameters(),
+    "a list of its parameters": lambda m: list(m.trunk.parameters()), "a glob": lambda m: "trunk.*",
     "globs": lambda m: ["trunk.0.weight", "trunk.*"],
     "a tuple": lambda m: (m.trunk[0].bias, "trunk.0.w*"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", SELECTED)

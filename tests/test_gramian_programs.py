@@ -143,19 +143,17 @@ STEPS = {  # [N, D] from an activation
     "embedding by index": lambda h, p: h + p["e"][INDEX],
     "convolution": lambda h, p: F.conv1d(h[:, None].expand(N, D, D), p["k"], p["b"]).mean(2),
     "convolution, padded": lambda h, p: F.conv1d(h[:, :, None], p["k"], padding="same")[:, :, 0],
-    "convolution, cut": lambda h, p: F.conv1d(h[:, :3, None], p["k"].chunk(2)[0][:, :3], padding=1)[
-        :, :, 0
-    ].repeat(1, 2),
+    "convolution, cut": lambda h, p: F.conv1d(h[:, :3, None], p["k"].chunk(2)[0][:, :3],
+        padding=1)[:, :, 0].repeat(1, 2),
     "transposed convolution": lambda h, p: F.conv_transpose1d(h[:, :, None], p["k"]).mean(2),
     "cut in two": lambda h, p: torch.cat([F.linear(h, m) for m in p["w"].chunk(2)], 1),
     "cut in two, one unused": lambda h, p: F.linear(h, p["w"].split([2, 4])[0]).repeat(1, 3),
     "cut twice, otherwise": lambda h, p: (
-        torch.cat([F.linear(h, m) for m in p["w"].split(2)], 1) @ torch.cat(p["w"].split(4))
-    ),
+        torch.cat([F.linear(h, m) for m in p["w"].split(2)], 1) @ torch.cat(p["w"].split(4))),
     "gated": lambda h, p: torch.sigmoid(F.linear(h, p["tall"])).chunk(2, 1)[0] * h,
     "pieces of a product": lambda h, p: hooked(F.linear(h, p["tall"]).chunk(2, 1)[1]),
     "softmax": lambda h, p: (h * p["b"]).softmax(-1),
-}
+}  # fmt: skip
 
 
 def _doubled(h: Tensor) -> Tensor:
@@ -320,19 +318,14 @@ class Symmetric(nn.Module):
 
 ADJUSTED = {
     "forward hook that hooks": lambda n: n[2].register_forward_hook(
-        lambda module, ins, out: hooked(out)
-    ),
+        lambda module, ins, out: hooked(out)),
     "forward hook that doubles": lambda n: n[2].register_forward_hook(
-        lambda module, ins, out: 2 * out
-    ),
+        lambda module, ins, out: 2 * out),
     "forward hook before": lambda n: n[2].register_forward_pre_hook(
-        lambda module, ins: (hooked(ins[0]),)
-    ),
+        lambda module, ins: (hooked(ins[0]),)),
     "hook that only looks": lambda n: n[2].register_forward_hook(
         lambda module, ins, out: (
-            torch.autograd.graph.register_multi_grad_hook([out, ins[0]], lambda g: None) and None
-        )
-    ),
+        torch.autograd.graph.register_multi_grad_hook([out, ins[0]], lambda g: None) and None)),
     "tied": lambda n: setattr(n[2], "weight", n[0].weight),
     "parametrized": lambda n: parametrize.register_parametrization(n[0], "weight", Symmetric()),
     "weight norm": lambda n: parametrizations.weight_norm(n[0]),
@@ -340,7 +333,7 @@ ADJUSTED = {
     "pruned": lambda n: prune.l1_unstructured(n[0], "weight", amount=0.3),
     "frozen": lambda n: n[0].weight.requires_grad_(False),
     "hook on the module's own leaf": lambda n: n[0].weight.register_hook(lambda g: 5 * g),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ADJUSTED)

@@ -32,16 +32,12 @@ MADE = {
 }  # fmt: skip
 INNER = {"normalize": "weighted", "momentum": "own", "safe": "weighted"}
 PROBES = {
-    "modo": mf.double_sampling,
-    "sdmgrad": mf.double_sampling,
-    "moco": partial(mf.moving_average, rate=1.0),
-    "db_mtl": partial(mf.moving_average, rate=1.0),
-    "excess_mtl": mf.excess_risk,
-    "famo": lambda shared: mf.second_evaluation(mf.jacobian(shared)),
+    "modo": mf.double_sampling, "sdmgrad": mf.double_sampling,
+    "moco": partial(mf.moving_average, rate=1.0), "db_mtl": partial(mf.moving_average, rate=1.0),
+    "excess_mtl": mf.excess_risk, "famo": lambda shared: mf.second_evaluation(mf.jacobian(shared)),
     "physics.ntk": lambda shared: mf.physics.kernel_traces(
-        [partial(residuals, t) for t in range(3)], mf.jacobian(shared)
-    ),
-}
+        [partial(residuals, t) for t in range(3)], mf.jacobian(shared)),
+}  # fmt: skip
 
 
 class Net(nn.Module):
@@ -138,17 +134,13 @@ AT_FIRST = {"gradnorm", "dwa", "moco", "modo", "famo", "uw", "imtl_l", "normaliz
 
 # from the losses [task] to the one loss that the paper descends, at its first step
 ONE_LOSS = {
-    "mean": lambda x: RAY @ x,
-    "uw": lambda x: (0.5 * x).mean(),
-    "gradnorm": torch.mean,
-    "dwa": torch.mean,
-    "imtl_l": torch.mean,
-    "gls": lambda x: x.prod() ** (1 / 3),
+    "mean": lambda x: RAY @ x, "uw": lambda x: (0.5 * x).mean(), "gradnorm": torch.mean,
+    "dwa": torch.mean, "imtl_l": torch.mean, "gls": lambda x: x.prod() ** (1 / 3),
     "stch": lambda x: 3 * 0.3 * torch.logsumexp(x / 3 / 0.3, 0),
     "cosmos": lambda x: x.mean() - 0.3 * x.sum() / x.norm() / math.sqrt(3),
     "pbi": lambda x: (x.sum() / 3**0.5 + 5 * (x - x.mean()).norm()) / 3**0.5,
     "famo": lambda x: x.log().sum() / (1 / x).sum().detach(),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ONE_LOSS)

@@ -157,16 +157,12 @@ AWKWARD_SAMPLES = {
     "bias of length one": (lambda p: linear(p | {"b": p["b"][:1] * 1}), {"w": W, "b": W[0]}),
     "bias that is no vector": (linear, {"w": W, "b": X}),
     "bias of one number": (linear, {"w": W, "b": W[0, :1]}),
-    "scale of one number": (
-        lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
-        {"w": W, "s": W[0, 0]},
-    ),
-    "spectral scale": (
-        lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
-        {"b": W[0, :4]},
-    ),
+    "scale of one number": (lambda p: (X @ p["w"] * p["s"] + p["s"]).square().mean(1),
+        {"w": W, "s": W[0, 0]}),
+    "spectral scale": (lambda p: torch.fft.irfft(torch.fft.rfft(X) * p["b"], n=6).square().mean(1),
+        {"b": W[0, :4]}),
     "cdist": (lambda p: torch.cdist(F.linear(X, p["w"]), X[:3]).mean(1), {"w": W}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", AWKWARD_SAMPLES)
@@ -273,9 +269,7 @@ EXPERTS = {
     "einsum": (lambda: Reads(lambda x, w: torch.einsum("ni,ij->nj", x, w), (5, 3)), (5,)),
     "rows by index": (lambda: Reads(lambda x, t: t[places(x)] * x[:, :1], (7, 3)), (5,)),
     "embedding": (
-        lambda: Reads(lambda x, t: nn.functional.embedding(places(x), t) * x[:, :1], (7, 3)),
-        (5,),
-    ),
+        lambda: Reads(lambda x, t: nn.functional.embedding(places(x), t) * x[:, :1], (7, 3)), (5,)),
     "bilinear": (lambda: Reads(lambda x, w: nn.functional.bilinear(x, x, w), (2, 5, 5)), (5,)),
     "weight norm": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 3)), (5,)),
     "encoder": (lambda: nn.TransformerEncoderLayer(5, 1, 7, dropout=0.0, batch_first=True), (1, 5)),
@@ -290,7 +284,7 @@ EXPERTS = {
     "images": (lambda: nn.Conv2d(1, 2, 1, padding=1), (1, 1, 5)),
     "positions": (lambda: nn.Linear(5, 3), (1, 5)),
     "two": (lambda: nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 2)), (5,)),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("taken", [0, 1])

@@ -22,21 +22,14 @@ from tests.support.programs import draws
 
 WIDTH, SAMPLES = 6, 5
 RULES = {
-    "mgda": mf.mgda,
-    "upgrad": mf.upgrad,
-    "cagrad": lambda: mf.cagrad(0.4),
-    "aligned_mtl": mf.aligned_mtl,
-    "imtl_g": mf.imtl_g,
-    "mean": mf.mean,
+    "mgda": mf.mgda, "upgrad": mf.upgrad, "cagrad": lambda: mf.cagrad(0.4),
+    "aligned_mtl": mf.aligned_mtl, "imtl_g": mf.imtl_g, "mean": mf.mean,
     "momentum": lambda: mf.momentum(mf.mgda(), 0.5),
-}
+}  # fmt: skip
 HOOKS = {
-    "": None,
-    "a factor": lambda grad: 3 * grad,
-    "a clip": lambda grad: grad.clamp(-0.01, 0.01),
-    "a turn": lambda grad: grad.flip(0),
-    "a copy": lambda grad: grad.clone(),
-}
+    "": None, "a factor": lambda grad: 3 * grad, "a clip": lambda grad: grad.clamp(-0.01, 0.01),
+    "a turn": lambda grad: grad.flip(0), "a copy": lambda grad: grad.clone(),
+}  # fmt: skip
 
 
 class Scale(nn.Module):
@@ -175,11 +168,9 @@ def plain(net, losses, shared, present):
 
 
 FORMS = {
-    "list": list,
-    "tuple": tuple,
-    "stack": torch.stack,
+    "list": list, "tuple": tuple, "stack": torch.stack,
     "dict": lambda x: {f"t{i}": one for i, one in enumerate(x)},
-}
+}  # fmt: skip
 
 
 def check_gradients(net, matrix, before, weights, told):
