@@ -39,8 +39,7 @@ PARTS: dict[str, Callable[[], Any]] = {
 } | {
     **{name: getattr(mf, name) for name in ("famo", "excess_mtl", "modo", "moco", "sdmgrad")},
     **{name: getattr(mf, name) for name in ("db_mtl", "double_sampling", "excess_risk")},
-    "graddrop": mf.graddrop,
-    "ntk": mf.physics.ntk,
+    **{"graddrop": mf.graddrop, "ntk": mf.physics.ntk},
     "align": lambda: mf.align(0.3),
     "gauss_newton-momentum": lambda: mf.physics.gauss_newton(0.1, momentum=True),
     "safe": lambda: mf.safe(mf.mgda()),
@@ -50,8 +49,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "kernel_traces": lambda: mf.physics.kernel_traces([residuals], mf.losses_only()),
     "second_evaluation": lambda: mf.second_evaluation(mf.losses_only()),
     "subset": lambda: mf.subset(2),
-    "sgd": lambda: mf.sgd(0.1),
-    "sgd-momentum": lambda: mf.sgd(0.1, 0.9),
+    **{"sgd": lambda: mf.sgd(0.1), "sgd-momentum": lambda: mf.sgd(0.1, 0.9)},
     "adam": lambda: mf.adam(0.1, (0.8, 0.9)),
     "multiplicative": lambda: optim.multiplicative(0.1),
     "balance": lambda: mf.balance(vector, mf.mgda(), mf.jacobian("trunk.*")),
@@ -72,10 +70,8 @@ WHOLE = [name for name, make in PARTS.items() if not by_hand(make())]
 
 def test_every_constructor_is_here():
     made = {call.make for make in PARTS.values() if (call := call_of(make()))}
-    public = [getattr(mf, name) for name in mf.__all__]
-    public += [
-        getattr(room, name) for room in (solvers, optim, mf.physics) for name in room.__all__
-    ]
+    rooms = (mf, solvers, optim, mf.physics)
+    public = [getattr(room, name) for room in rooms for name in room.__all__]
     constructors = {
         f
         for f in public
@@ -126,12 +122,10 @@ def test_another_process_gets_the_same_parts():
     known = {"gramian", "present", "preference"}
     rules = [x for x in rules if x.reads is not None and x.reads <= known and "0.3" not in repr(x)]
     assert len(rules) > 25
-    code = (
-        "import pickle, sys, mtlfunc as mf\n"
-        "rules, gramian, rest = pickle.load(sys.stdin.buffer)\n"
-        "found = [mf.weights(rule, gramian) for rule in rules]\n"
-        "pickle.dump((found, [repr(x) for x in rest]), sys.stdout.buffer)"
-    )
+    code = """import pickle, sys, mtlfunc as mf
+rules, gramian, rest = pickle.load(sys.stdin.buffer)
+found = [mf.weights(rule, gramian) for rule in rules]
+pickle.dump((found, [repr(x) for x in rest]), sys.stdout.buffer)"""
     parts = [PARTS[name]() for name in WHOLE]
     done = python("-c", code, input=pickle.dumps((rules, gramian, parts)), text=False)
     found, shown = pickle.loads(done.stdout)
@@ -218,9 +212,8 @@ def test_steps_states_and_what_they_report_are_one_screen():
     assert "losses    [" not in fits(info)
     assert "weights  [" in fits(info)
     assert "trunk.0.weight [6, 4]" in fits(state)
-    assert "mf.balance(vector, mf.mgda(), mf.jacobian(" in fits(
-        mf.balance(vector, mf.mgda(), probe)
-    )
+    balance = mf.balance(vector, mf.mgda(), probe)
+    assert "mf.balance(vector, mf.mgda(), mf.jacobian(" in fits(balance)
     fits(step)
     record = rollout(step, step.init(PARAMS, BATCH), [BATCH] * 20, record=lambda _, i: i)[1]
     assert "[20, 3] float64" in fits(record)

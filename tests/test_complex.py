@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
+from tests.support.oracles import check_slope, near
 
 # the heads, which some tests share
 pytestmark = pytest.mark.filterwarnings("ignore:shared. only one task depends on heads")
@@ -76,11 +77,14 @@ def losses_of(net: nn.Module, params: dict[str, Tensor], x: Tensor, form: str) -
     return FORMS[form]([(y - k).square().mean() for k, y in enumerate(found)])
 
 
+def real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
 def same(found: dict[str, Tensor], twin: dict[str, Tensor]) -> None:
     assert found.keys() == twin.keys()
     for name, x in found.items():
-        real = torch.view_as_real(x) if x.is_complex() else x
-        torch.testing.assert_close(real, twin[name], rtol=1e-9, atol=1e-12)
+        near(real(x), twin[name], 1e-9, 1e-12)
 
 
 def pair() -> tuple[Net, Net]:
@@ -104,7 +108,7 @@ def test_gramian_and_rows_are_those_of_the_real_twin(form):
         for t, grads in enumerate(plain):  # torch's convention
             for row, leaf, x in zip(rows.values(), params.values(), grads, strict=True):
                 expected = torch.zeros_like(leaf) if x is None else x
-                torch.testing.assert_close(row[t], expected, rtol=1e-9, atol=1e-12)
+                near(row[t], expected, 1e-9, 1e-12)
         G = [
             mf.task_gramian(losses, params, BATCH, shared=shared, engine=engine)[1]
             for shared in ("*", "trunk.*")
@@ -112,13 +116,12 @@ def test_gramian_and_rows_are_those_of_the_real_twin(form):
         ]
         found.append((values, G, rows))
     (values, G, rows), (twin_values, twin_G, twin_rows) = found
-    torch.testing.assert_close(values, twin_values, rtol=1e-12, atol=0)
+    near(values, twin_values, 1e-12, 0)
     for one, other in zip(G, twin_G, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+        near(one, other, 1e-9, 1e-12)
     same(rows, twin_rows)
-    whole = torch.cat([torch.view_as_real(x).flatten(1) if x.is_complex() else x.flatten(1)
-                       for x in rows.values()], 1)  # fmt: skip
-    torch.testing.assert_close(G[0], whole @ whole.mT, rtol=1e-9, atol=1e-12)  # Re⟨·,·⟩
+    whole = torch.cat([real(x).flatten(1) for x in rows.values()], 1)
+    near(G[0], whole @ whole.mT, 1e-9, 1e-12)  # Re⟨·,·⟩
 
 
 def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool) -> list[Any]:
@@ -157,8 +160,7 @@ def stock(net: Net, form: str, options: dict[str, Any], make: Any, metric: bool)
 def test_stock_steps_are_those_of_the_real_twin(form, options, make, metric):
     runs = [stock(net, form, options, make, metric) for net in pair()]
     for (*one, mine), (*other, twins) in zip(*runs, strict=True):
-        for x, y in zip(one, other, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+        near(one, other, 1e-7, 1e-10)
         same(mine, twins)
 
 
@@ -210,9 +212,7 @@ def test_pure_steps_are_those_of_the_real_twin(probe, optimizer):
             state, info = step.update(state, BATCH)
             seen.append((info.losses, info.gramian, info.weights, info.rates))
         runs.append((seen, state.params))
-    for one, other in zip(runs[0][0], runs[1][0], strict=True):
-        for x, y in zip(one, other, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-7, atol=1e-10)
+    near(runs[0][0], runs[1][0], 1e-7, 1e-10)
     same(runs[0][1], runs[1][1])
     assert runs[0][1]["heads.0"].dtype == C128
 
@@ -235,18 +235,15 @@ def test_steps_map_and_differentiate_as_the_real_twin():
         for i, s in enumerate(scales):
             alone = gradient(s)
             for name, x in many.items():
-                torch.testing.assert_close(x[i], alone[name], rtol=1e-9, atol=1e-12)
+                near(x[i], alone[name], 1e-9, 1e-12)
 
         def length(s: Tensor, gradient: Any = gradient) -> Tensor:
             return torch.stack([x.abs().square().sum() for x in gradient(s).values()]).sum()
 
-        slope = grad(length)(scales[1])
-        h = 1e-5
-        difference = (length(scales[1] + h) - length(scales[1] - h)) / (2 * h)
-        torch.testing.assert_close(slope, difference, rtol=1e-6, atol=0)
-        runs.append((many, slope))
+        check_slope(length, 1.0, "grad")
+        runs.append((many, grad(length)(scales[1])))
     same(runs[0][0], runs[1][0])
-    torch.testing.assert_close(runs[0][1], runs[1][1], rtol=1e-8, atol=0)
+    near(runs[0][1], runs[1][1], 1e-8, 0)
 
 
 def test_samples_and_diagnostics_are_those_of_the_real_twin():
@@ -268,10 +265,10 @@ def test_samples_and_diagnostics_are_those_of_the_real_twin():
             mf.sample_norms(samples, params, BATCH, engine="rows")[1],
             mf.diagnostics.curvature(losses, params, BATCH, lr=1e-3),
             *change,
-            *[torch.view_as_real(x) if x.is_complex() else x for x in rows.values()],
+            *map(real, rows.values()),
         ])  # fmt: skip
     for one, other in zip(*runs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
+        near(one, other, 1e-8, 1e-12)
 
 
 def test_a_complex_number_alone_and_one_with_a_conjugate():
