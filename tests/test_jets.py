@@ -55,8 +55,7 @@ OPERATIONS = {  # of h [n, 4], which depends on x, and a weight W [4, 3]
     ),
     "addmm": lambda h, W: torch.addmm(W[0], h, W, beta=2, alpha=0.5) + torch.addmm(h[:, :3], h, W),
     "matmul": lambda h, W: (
-        h[:, :, None] @ h.sin()[:, None] @ W + (W.mT @ h[:, :, None]).transpose(1, 2)
-    ),
+        h[:, :, None] @ h.sin()[:, None] @ W + (W.mT @ h[:, :, None]).transpose(1, 2)),
     "stack": lambda h, W: torch.stack([h, torch.ones_like(h), h.sin()], -1) * h.unsqueeze(2),
     "chunk": lambda h, W: h.chunk(2, 1)[0] * h.split([1, 3], dim=1)[0] - h.unbind(-1)[3][:, None],
     "columns": lambda h, W: h[:, [2, 0, 0]] * h[..., torch.tensor([1, 3, 0])],
@@ -64,18 +63,16 @@ OPERATIONS = {  # of h [n, 4], which depends on x, and a weight W [4, 3]
     "expand": lambda h, W: h[:, :1].expand(-1, 3) + h[:, 1:2].expand(len(h), 3).repeat(1, 1),
     "softmax": lambda h, W: torch.softmax(9 * h, 1) * F.softmax(h, dim=-1),
     "prod": lambda h, W: (
-        h.prod(1)[:, None] + h.prod(dim=1, keepdim=True).sum(axis=1, keepdims=True)
-    ),
+        h.prod(1)[:, None] + h.prod(dim=1, keepdim=True).sum(axis=1, keepdims=True)),
     "norm": lambda h, W: _norm(h)[:, None] * _norm(h.cos())[:, None],
     "layer_norm": lambda h, W: _layer_norm(h, W[:, 0], W[:, 1]) * _layer_norm(h),
     "powers": lambda h, W: 2.0**h + (h * h + 1) ** h + W.square()[:, 0] ** h.sin(),
     "where": lambda h, W: (
-        torch.where(h > 0.1, h.sin(), W[:, 0]) + h.masked_fill(h < 0, 2.0) * h % 0.3
-    ),
+        torch.where(h > 0.1, h.sin(), W[:, 0]) + h.masked_fill(h < 0, 2.0) * h % 0.3),
     "integers": lambda h, W: h / torch.tensor(3) + torch.tensor([3, 7, 9, 1]) ** h,
     "numbers": lambda h, W: np.float64(2) * torch.as_tensor(h) / torch.mul(input=h, other=h).add(1),
     "transpose": lambda h, W: h.unflatten(1, (2, 2)).transpose(1, 2) * h.flip(1).reshape(-1, 2, 2),
-}
+}  # fmt: skip
 
 
 class Operation(nn.Module):

@@ -98,18 +98,15 @@ def gramian_of(losses_fn, leaves):
 
 TWICE_IN_ONE_CALL = {
     "linear(W, W)": lambda p: (
-        F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()
-    ),
+        F.linear(X, p["w"]).tanh().mean(0)[:3] + (F.linear(p["w"], p["w"])).square().sum()),
     "linear of two cuts": lambda p: F.linear(*p["w"].chunk(2)).sin().mean(0),
     "linear(W.T, W)": lambda p: F.linear(p["w"].T, p["w"]).square().mean(0)[:3],
     "addmm(W, x, W)": lambda p: torch.addmm(p["w"][:5], X, p["w"]).square().mean(0)[:3],
     "addmm(W, W, W)": lambda p: torch.addmm(p["w"], p["w"], p["w"]).square().mean(0)[:3],
     "einsum with a broadcast letter": lambda p: (
-        torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3]
-    ),
+        torch.einsum("bi,oi->bo", X[:, :1], p["w"]).square().mean(0)[:3]),
     "einsum with a letter of length one in W": lambda p: (
-        torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]
-    ),
+        torch.einsum("bi,oi->bo", X, p["w"][:, :1] * 1 + 0 * p["w"][:, :1]).square().mean(0)[:3]),
     "cdist": lambda p: torch.cdist(F.linear(X, p["w"]), X).mean(1)[:3],
     "keyword spellings": lambda p: (
         (torch.mm(X, mat2=p["w"].transpose(dim0=0, dim1=1)) @ p["w"].chunk(chunks=2)[0].mT)
@@ -117,7 +114,7 @@ TWICE_IN_ONE_CALL = {
         .mean(0)[:3]
     ),
     "hook on the leaf's transpose": lambda p: (X @ _hooked(p["w"].T)).square().mean(0)[:3],
-}
+}  # fmt: skip
 
 
 def _hooked(x):

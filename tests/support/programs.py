@@ -52,8 +52,7 @@ READS = {
     "positions": (lambda z, w, b: F.linear(_several(z), w, b).square().sum(1), SQUARE, VECTOR),
     "samples in the middle": (
         lambda z, w, b: F.linear(_several(z).transpose(0, 1), w, b).square().sum(0),
-        *(SQUARE, VECTOR),
-    ),
+        *(SQUARE, VECTOR)),
     "right": (lambda z, w: z @ w, SQUARE),
     "left": (lambda z, w: (w @ z.T).T, SQUARE),
     "addmm": (lambda z, w, b: torch.addmm(b, z, w, beta=0.5, alpha=2), SQUARE, VECTOR),
@@ -62,14 +61,11 @@ READS = {
     "bmm": (lambda z, w: (z.expand(2, -1, -1) @ w).tanh().sum(0), (2, 4, 4)),
     "bmm from the left": (lambda z, w: (w @ z.T.expand(2, -1, -1)).sin().sum(0).T, (2, 4, 4)),
     "bmm both ways": (lambda z, w: ((z.expand(2, -1, -1) @ w).tanh() @ w.mT).sum(0), (2, 4, 4)),
-    "baddbmm": (
-        lambda z, w, b: torch.baddbmm(b, z.expand(2, -1, -1), w, beta=2).tanh().sum(0),
-        *((2, 4, 4), VECTOR),
-    ),
+    "baddbmm": (lambda z, w, b: torch.baddbmm(b, z.expand(2, -1, -1), w, beta=2).tanh().sum(0),
+        *((2, 4, 4), VECTOR)),
     "baddbmm of plain bias": (
         lambda z, w, b: torch.baddbmm(b, z.expand(2, -1, -1), w).tanh().sum(0),
-        *((2, 4, 4), VECTOR),
-    ),
+        *((2, 4, 4), VECTOR)),
     "einsum": (lambda z, w: torch.einsum("nki,oi->no", _several(z), w), SQUARE),
     "vector by vector": (lambda z, w: vmap(lambda v: w @ v)(z), SQUARE),
     "matrix and vector": (lambda z, b: torch.mv(z, b)[:, None] + z, VECTOR),
@@ -90,10 +86,8 @@ READS = {
     "indices of several axes": (lambda z, w: w[SPREAD[: len(z), :1, None]][:, 0, 0] + z, TABLE),
     "pairs of indices": (lambda z, w: w[SPREAD[: len(z), 0], SPREAD[: len(z), 1]] + z, (3, 4, 4)),
     "short indices": (lambda z, w: w.index_select(0, SPREAD[: len(z), 0].int()) + z, TABLE),
-    "embedding": (
-        lambda z, w: F.embedding(SPREAD[: len(z)], w, padding_idx=-1).sum(1) * z.sin(),
-        TABLE,
-    ),
+    "embedding": (lambda z, w: F.embedding(SPREAD[: len(z)], w, padding_idx=-1).sum(1) * z.sin(),
+        TABLE),
     "tied embedding": (
         lambda z, w: (
             z @ F.embedding(SPREAD[: len(z)], w).mT.mean((0, 2)).diag() + (z @ w.T) @ w
@@ -103,13 +97,9 @@ READS = {
         TABLE,
     ),
     "positions from a table": (
-        lambda z, w: (_several(z) + F.embedding(torch.arange(3), w)).square().sum(1),
-        TABLE,
-    ),
-    "conv1d": (
-        lambda z, w, b: F.conv1d(z[:, None], w, b, 2, 2, 2).mT.square().sum(1),
-        *((4, 1, 2), VECTOR),
-    ),
+        lambda z, w: (_several(z) + F.embedding(torch.arange(3), w)).square().sum(1), TABLE),
+    "conv1d": (lambda z, w, b: F.conv1d(z[:, None], w, b, 2, 2, 2).mT.square().sum(1),
+        *((4, 1, 2), VECTOR)),
     "conv2d": (
         lambda z, w, b: (
             F.conv2d(z.view(-1, 2, 2, 1).expand(-1, -1, 2, 3), w, b, 1, 1, 1, 2)
@@ -120,38 +110,28 @@ READS = {
     ),
     "transposed conv": (
         lambda z, w: F.conv_transpose1d(z.view(-1, 2, 2), w, None, 2, 1, 0, 2, 1).square().sum(2),
-        (2, 2, 2),
-    ),
+        (2, 2, 2)),
     "layer norm": (lambda z, w, b: F.layer_norm(z + 1e3, (4,), w, b, 1e-12), *(VECTOR, VECTOR)),
     "rms norm": (lambda z, w: F.rms_norm(_several(z), (3, 4), w).sum(1), TABLE),
-    "group norm": (
-        lambda z, w, b: F.group_norm(_several(z).mT, 2, w, b).square().sum(2),
-        *(VECTOR, VECTOR),
-    ),
-    "batch norm": (
-        lambda z, w, b: F.batch_norm(z, b.detach(), w.detach().square() + 0.1, w, b),
-        *(VECTOR, VECTOR),
-    ),
-    "sums": (
-        lambda z, b, s: torch.sub(b, torch.add(z, s, alpha=2), alpha=3) + s.exp(),
-        *(VECTOR, ()),
-    ),
+    "group norm": (lambda z, w, b: F.group_norm(_several(z).mT, 2, w, b).square().sum(2),
+        *(VECTOR, VECTOR)),
+    "batch norm": (lambda z, w, b: F.batch_norm(z, b.detach(), w.detach().square() + 0.1, w, b),
+        *(VECTOR, VECTOR)),
+    "sums": (lambda z, b, s: torch.sub(b, torch.add(z, s, alpha=2), alpha=3) + s.exp(),
+        *(VECTOR, ())),
     "products": (lambda z, b, s: b / (3 + (z * b * s).sin()), VECTOR, (1,)),
     "broadcast": (lambda z, w, s: (_several(z) * w + s).sin().sum(1), TABLE, (1, 4)),
     "in place": (_in_place, SQUARE, VECTOR),
     "gradient": (lambda z, w, b: vmap(grad(_energy(w, b)))(z), SQUARE, VECTOR),
     "hessian": (lambda z, w, b: vmap(hessian(_energy(w, b)))(z).sum(1), SQUARE, VECTOR),
     "jvp": (lambda z, w: jvp(lambda v: (v @ w).tanh(), (z,), (z.sin(),))[1] @ w, SQUARE),
-}
+}  # fmt: skip
 AWAY = {
     "checkpointed": (
-        lambda z, w, b: checkpoint(
-            lambda z, w, b: F.linear(z, w, b).tanh() @ w, z, w, b, use_reentrant=False
-        ),
-        *(SQUARE, VECTOR),
-    ),
+        lambda z, w, b: checkpoint(lambda z, w, b: F.linear(z, w, b).tanh() @ w, z, w, b,
+        use_reentrant=False), *(SQUARE, VECTOR)),
     "saved elsewhere": (_saved_elsewhere, SQUARE, VECTOR),
-}
+}  # fmt: skip
 """What they saved is not there, and not under transforms."""
 
 

@@ -121,31 +121,22 @@ RULES: dict[str, RuleCase] = {
     "mean": RuleCase(mf.mean),
     "mgda": RuleCase(mf.mgda),
     "mgda-cvx": RuleCase(lambda: mf.mgda(solvers.cvx()), masks=False, accuracy=1e-5),
-    "mgda-frank-wolfe": RuleCase(
-        lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False, masks=False
-    ),
-    "mgda-projected-gradient": RuleCase(
-        lambda: mf.mgda(solvers.projected_gradient(30)), smooth=False, masks=False
-    ),
+    "mgda-frank-wolfe": RuleCase(lambda: mf.mgda(solvers.frank_wolfe(30, "2/(n+2)")), smooth=False,
+        masks=False),
+    "mgda-projected-gradient": RuleCase(lambda: mf.mgda(solvers.projected_gradient(30)),
+        smooth=False, masks=False),
     "cagrad": RuleCase(lambda: mf.cagrad(0.4), convex=False, shared_sum=1.4),
-    "cagrad-cvx": RuleCase(
-        lambda: mf.cagrad(0.4, solvers.cvx()),
-        convex=False,
-        shared_sum=1.4,
-        masks=False,
-        accuracy=1e-5,
-    ),
+    "cagrad-cvx": RuleCase(lambda: mf.cagrad(0.4, solvers.cvx()), convex=False, shared_sum=1.4,
+        masks=False, accuracy=1e-5),
     "cagrad-1+c": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c"), convex=False),
-    "cagrad-1+c^2": RuleCase(
-        lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False, shared_sum=1.4 / 1.16
-    ),
+    "cagrad-1+c^2": RuleCase(lambda: mf.cagrad(0.4, rescale="1+c^2"), convex=False,
+        shared_sum=1.4 / 1.16),
     "cagrad-1+lambda": RuleCase(lambda: mf.cagrad(0.4, rescale="1+lambda"), convex=False),
     "pcgrad": RuleCase(mf.pcgrad, convex=False, random=True, masks=False),
     "gradnorm": RuleCase(lambda: mf.gradnorm(1.5)),
     "gradnorm-normalized": RuleCase(lambda: mf.gradnorm(0.5, normalize_targets=True)),
-    "gradnorm-sgd": RuleCase(
-        lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd), homogeneous=False
-    ),
+    "gradnorm-sgd": RuleCase(lambda: mf.gradnorm(1.5, 1e-3, optimizer=optim.sgd),
+        homogeneous=False),
     "gradnorm-multiplicative": RuleCase(lambda: mf.gradnorm(1.5, optimizer=optim.multiplicative)),
     "uw": RuleCase(lambda: mf.uw(0.1), convex=False, shared_sum=None),
     "imtl_l": RuleCase(lambda: mf.imtl_l(0.1), convex=False, shared_sum=None),
@@ -158,13 +149,9 @@ RULES: dict[str, RuleCase] = {
     "famo-full-batch": RuleCase(lambda: mf.famo(full_batch=True)),
     "famo": RuleCase(lambda: _fed(mf.famo(), _last_batch)),
     "excess_mtl": RuleCase(
-        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses})
-    ),
-    "ntk": RuleCase(
-        lambda: _fed(mf.physics.ntk(), lambda geometry: {"trace": geometry.losses}),
-        convex=False,
-        shared_sum=None,
-    ),
+        lambda: _fed(mf.excess_mtl(), lambda geometry: {"excess_risk": geometry.losses})),
+    "ntk": RuleCase(lambda: _fed(mf.physics.ntk(), lambda geometry: {"trace": geometry.losses}),
+        convex=False, shared_sum=None),
     "align": RuleCase(lambda: _aimed(mf.align(0.3)), homogeneous=False),
     "align-mean": RuleCase(lambda: mf.align(0.3, "mean"), homogeneous=False),
     "modo": RuleCase(lambda: on_gramian(mf.modo()), homogeneous=False),
@@ -180,17 +167,14 @@ RULES: dict[str, RuleCase] = {
     "epo": RuleCase(mf.epo),
     "pareto_mtl": RuleCase(mf.pareto_mtl, convex=False),
     "normalize-norm": RuleCase(lambda: mf.normalize(mf.mgda()), convex=False),
-    "normalize-loss": RuleCase(
-        lambda: mf.normalize(mf.cagrad(0.4), "loss"), convex=False, shared_sum=1.4
-    ),
+    "normalize-loss": RuleCase(lambda: mf.normalize(mf.cagrad(0.4), "loss"), convex=False,
+        shared_sum=1.4),
     "normalize-both": RuleCase(lambda: mf.normalize(mf.gradnorm(1.5), "both"), convex=False),
     "momentum": RuleCase(lambda: mf.momentum(mf.mgda(), 0.6)),
     "momentum-normalize-gradnorm": RuleCase(
-        lambda: mf.momentum(mf.normalize(mf.gradnorm(1.5), "loss"), 0.6), convex=False
-    ),
-    "safe": RuleCase(
-        lambda: _carrying(mf.safe(mf.mgda())), convex=False, shared_sum=None, symmetric=False
-    ),
+        lambda: mf.momentum(mf.normalize(mf.gradnorm(1.5), "loss"), 0.6), convex=False),
+    "safe": RuleCase(lambda: _carrying(mf.safe(mf.mgda())), convex=False, shared_sum=None,
+        symmetric=False),
     "rlw": RuleCase(mf.rlw, random=True, masks=False),
     "dualproj": RuleCase(mf.dualproj, convex=False),
     "upgrad": RuleCase(mf.upgrad, convex=False),
@@ -200,33 +184,25 @@ RULES: dict[str, RuleCase] = {
     "conicgrad": RuleCase(lambda: mf.conicgrad(0.5), convex=False),
     # eigenvalues know G to ε·cond(G): tests/test_rules_gramian.py
     "aligned_mtl": RuleCase(mf.aligned_mtl, convex=False, masks=False),
-    "aligned_mtl-median": RuleCase(
-        lambda: mf.aligned_mtl(scale="median"), convex=False, masks=False
-    ),
+    "aligned_mtl-median": RuleCase(lambda: mf.aligned_mtl(scale="median"), convex=False,
+        masks=False),
     "aligned_mtl-rmse": RuleCase(lambda: mf.aligned_mtl(scale="rmse"), convex=False, masks=False),
     # ‖d‖ = √T at every scale
     "nash_mtl": RuleCase(mf.nash_mtl, convex=False, shared_sum=None, homogeneous=False),
     "nash_mtl-sum": RuleCase(lambda: mf.nash_mtl(rescale="sum")),
-    "fairgrad": RuleCase(
-        lambda: mf.fairgrad(2.0), convex=False, shared_sum=None, homogeneous=False
-    ),
+    "fairgrad": RuleCase(lambda: mf.fairgrad(2.0), convex=False, shared_sum=None,
+        homogeneous=False),
     "fairgrad-sum": RuleCase(lambda: mf.fairgrad(0.5, rescale="sum")),
-    "gauss_newton": RuleCase(
-        lambda: mf.physics.gauss_newton(0.1), convex=False, shared_sum=None, homogeneous=False
-    ),
+    "gauss_newton": RuleCase(lambda: mf.physics.gauss_newton(0.1), convex=False, shared_sum=None,
+        homogeneous=False),
     "gauss_newton-momentum": RuleCase(
-        lambda: _carrying(mf.physics.gauss_newton(0.1, momentum=True)),
-        convex=False,
-        shared_sum=None,
-        homogeneous=False,
-        symmetric=False,
-    ),
+        lambda: _carrying(mf.physics.gauss_newton(0.1, momentum=True)), convex=False,
+        shared_sum=None, homogeneous=False, symmetric=False),
     "stateless": RuleCase(lambda: mf.stateless(_softmin), masks=False),
     "stateless-losses": RuleCase(
         lambda: mf.stateless(lambda gramian, losses: _normalised(_softmin(gramian) * losses)),
-        masks=False,
-    ),
-}
+        masks=False),
+}  # fmt: skip
 
 
 # Rules are pure, and under the type checker making one costs a hundred times what a step does;
@@ -297,16 +273,14 @@ class ProbeCase(NamedTuple):
 
 PROBES: dict[str, ProbeCase] = {
     "jacobian": ProbeCase(lambda: mf.jacobian("trunk.*")),
-    "jacobian-subset": ProbeCase(
-        lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True, rows=2
-    ),
-    "jacobian-mask": ProbeCase(
-        lambda: mf.jacobian("trunk.*", mask=_signs), random=True, exact_mean=False
-    ),
+    "jacobian-subset": ProbeCase(lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True,
+        rows=2),
+    "jacobian-mask": ProbeCase(lambda: mf.jacobian("trunk.*", mask=_signs), random=True,
+        exact_mean=False),
     "jacobian-own": ProbeCase(lambda: mf.jacobian("trunk.*", heads="own"), exact_mean=False),
     "jacobian-weighted": ProbeCase(lambda: mf.jacobian("trunk.*", heads="weighted")),
     "jacobian-chunk-1": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=1)),
     "jacobian-chunk-2": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=2)),
     "representation": ProbeCase(lambda: mf.representation(encode, decode, shared="trunk.*")),
     "losses_only": ProbeCase(mf.losses_only, shared="*"),
-}
+}  # fmt: skip

@@ -25,9 +25,7 @@ METHODS = {
     "mean, losses only": lambda: (mf.mean(), mf.losses_only()),
     "mean, masked": lambda: (mf.mean(), mf.jacobian(SHARED, mask=keep_positive)),
     "static weights": lambda: (
-        mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)),
-        mf.losses_only(),
-    ),
+        mf.mean(preference=torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)), mf.losses_only()),
     "gradnorm": lambda: (mf.gradnorm(0.12, 0.025), mf.jacobian("trunk.2.*", heads="weighted")),
     "mgda": lambda: (mf.mgda(), mf.jacobian(SHARED)),
     "mgda-ub": lambda: (mf.mgda(), mf.representation(encode, decode, shared=SHARED)),
@@ -36,9 +34,8 @@ METHODS = {
     "cagrad-fast": lambda: (mf.cagrad(0.4), mf.jacobian(SHARED, mix=mf.subset(2))),
     "stateless": lambda: (
         mf.stateless(lambda gramian, losses: torch.softmax(losses / gramian.diagonal(), -1)),
-        mf.jacobian(SHARED),
-    ),
-}
+        mf.jacobian(SHARED)),
+}  # fmt: skip
 
 
 def step_of(name: str, lr: float | torch.Tensor = 0.02) -> mf.Step:
@@ -61,34 +58,19 @@ PAIR = BATCHES[:2]
 STATEFUL = {
     "align": (lambda: mf.align(0.3), lambda: mf.jacobian(SHARED), BATCH),
     "modo, two batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED), PAIR),
-    "modo, three batches": (
-        lambda: mf.modo(0.05, 0.1),
-        lambda: mf.double_sampling(SHARED),
-        BATCHES,
-    ),
-    "sdmgrad": (
-        lambda: mf.sdmgrad(0.3, lr=0.3),
-        lambda: mf.double_sampling(SHARED, heads="weighted"),
-        BATCHES,
-    ),
-    "moco": (
-        lambda: mf.moco(0.05, 0.1, 0.5),
-        lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5),
-        BATCH,
-    ),
-    "db_mtl": (
-        mf.db_mtl,
-        lambda: mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True),
-        BATCH,
-    ),
+    "modo, three batches": (lambda: mf.modo(0.05, 0.1), lambda: mf.double_sampling(SHARED),
+        BATCHES),
+    "sdmgrad": (lambda: mf.sdmgrad(0.3, lr=0.3),
+        lambda: mf.double_sampling(SHARED, heads="weighted"), BATCHES),
+    "moco": (lambda: mf.moco(0.05, 0.1, 0.5),
+        lambda: mf.moving_average(SHARED, rate=lambda k: 0.5 / k**0.5), BATCH),
+    "db_mtl": (mf.db_mtl,
+        lambda: mf.moving_average(SHARED, rate=lambda k: 1 - 0.9 / k**0.5, corrected=True), BATCH),
     "excess_mtl": (lambda: mf.excess_mtl(0.3), lambda: mf.excess_risk(SHARED), BATCH),
     "famo": (mf.famo, lambda: mf.second_evaluation(mf.losses_only()), BATCH),
-    "cagrad, tracked": (
-        lambda: mf.cagrad(0.4),
-        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True),
-        BATCH,
-    ),
-}
+    "cagrad, tracked": (lambda: mf.cagrad(0.4),
+        lambda: mf.moving_average(SHARED, rate=0.5, corrected=True), BATCH),
+}  # fmt: skip
 
 
 def parts(name: str) -> tuple[mf.Rule, mf.Probe, Any]:

@@ -22,51 +22,36 @@ LINALG = {
     "solve batch": op(torch.linalg.solve, (2, 3, 3), (2, 3, 1), kind="matrix"),
     "solve one batch": op(torch.linalg.solve, X33, (1, 3, 1), kind="matrix"),
     "solve for two": op(torch.linalg.solve, (2, 3, 3), (3, 2), kind="matrix"),
-    "solve right": op(
-        lambda A, B: torch.linalg.solve(A, B, left=False), X33, (2, 3), kind="matrix"
-    ),
+    "solve right": op(lambda A, B: torch.linalg.solve(A, B, left=False), X33, (2, 3),
+        kind="matrix"),
     "solve_ex": op(lambda A, B: torch.linalg.solve_ex(A, B)[0], X33, (3, 2), kind="matrix"),
-    "lu_solve": op(
-        lambda A, B: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B), X33, (3, 2),
-        kind="matrix",
-    ),
-    "lu_solve torch": op(
-        lambda A, B: torch.lu_solve(B, *torch.linalg.lu_factor(A)), X33, (3, 2), kind="matrix"
-    ),
-    "solve_triangular": op(
-        lambda A, B: torch.linalg.solve_triangular(A, B, upper=True), X33, (3, 2), kind="matrix"
-    ),
+    "lu_solve": op(lambda A, B: torch.linalg.lu_solve(*torch.linalg.lu_factor(A), B), X33, (3, 2),
+        kind="matrix"),
+    "lu_solve torch": op(lambda A, B: torch.lu_solve(B, *torch.linalg.lu_factor(A)), X33, (3, 2),
+        kind="matrix"),
+    "solve_triangular": op(lambda A, B: torch.linalg.solve_triangular(A, B, upper=True), X33,
+        (3, 2), kind="matrix"),
     "solve_triangular unit": op(
-        lambda A, B: torch.linalg.solve_triangular(
-            A, B, upper=False, left=False, unitriangular=True
-        ),
-        X33, (2, 3), kind="matrix",
-    ),
-    "triangular_solve": op(
-        lambda A, B: torch.linalg.solve_triangular(A.mT, B, upper=False), X33, (3, 1), kind="matrix"
-    ),
+        lambda A, B: torch.linalg.solve_triangular(A, B, upper=False, left=False,
+        unitriangular=True), X33, (2, 3), kind="matrix"),
+    "triangular_solve": op(lambda A, B: torch.linalg.solve_triangular(A.mT, B, upper=False), X33,
+        (3, 1), kind="matrix"),
     "cholesky": op(lambda A: torch.linalg.cholesky(spd(A)), X33),
     "cholesky torch": op(lambda A: torch.cholesky(spd(A)), X33),
     "cholesky upper": op(lambda A: torch.linalg.cholesky(spd(A), upper=True), X33),
-    "cholesky_solve": op(
-        lambda A, B: torch.cholesky_solve(B, torch.linalg.cholesky(spd(A))), X33, (3, 2)
-    ),
-    "cholesky_inverse": op(
-        lambda A: torch.cholesky_inverse(torch.linalg.cholesky(spd(A))), X33
-    ),
+    "cholesky_solve": op(lambda A, B: torch.cholesky_solve(B, torch.linalg.cholesky(spd(A))), X33,
+        (3, 2)),
+    "cholesky_inverse": op(lambda A: torch.cholesky_inverse(torch.linalg.cholesky(spd(A))), X33),
     "cholesky_inverse upper": op(
-        lambda A: torch.linalg.cholesky(spd(A), upper=True).cholesky_inverse(True), X33
-    ),
+        lambda A: torch.linalg.cholesky(spd(A), upper=True).cholesky_inverse(True), X33),
     "det": op(torch.det, X33),
     "det linalg": op(torch.linalg.det, (2, 3, 3)),
     "slogdet": op(lambda A: torch.slogdet(A)[1], X33),
     "slogdet linalg": op(lambda A: torch.linalg.slogdet(A).logabsdet, X33),
     "logdet": op(lambda A: torch.logdet(spd(A)), X33),
     "inv": op(torch.linalg.inv, X33, kind="matrix"),
-    "tensorsolve": op(
-        lambda A, b: torch.linalg.tensorsolve(A.reshape(2, 2, 4), b), (4, 4), (2, 2),
-        kind="matrix",
-    ),
+    "tensorsolve": op(lambda A, b: torch.linalg.tensorsolve(A.reshape(2, 2, 4), b), (4, 4), (2, 2),
+        kind="matrix"),
     "pinv": op(torch.linalg.pinv, X23),
     "pinv hermitian": op(lambda A: torch.linalg.pinv(symmetric(A), hermitian=True), X33),
     "matrix_power": op(lambda A: torch.linalg.matrix_power(A, 3), X33),
@@ -78,16 +63,12 @@ LINALG = {
     "eigvalsh": op(lambda A: torch.linalg.eigvalsh(symmetric(A)), X33),
     "eigh": op(lambda A: _squares(torch.linalg.eigh(symmetric(A)), 0), X33),
     "eigvals": op(lambda A: torch.linalg.eigvals(symmetric(A) + 0.1 * A).real, X33),
-    "eig": op(
-        lambda A: torch.linalg.eig(symmetric(A) + 0.1 * A)[1].abs(), X33
-    ),
+    "eig": op(lambda A: torch.linalg.eig(symmetric(A) + 0.1 * A)[1].abs(), X33),
     "lstsq": op(lambda A, B: torch.linalg.lstsq(A, B).solution, (3, 2), (3, 1)),
     "lu": op(lambda A: tuple(torch.linalg.lu(A))[1:], X33),
     "lu_factor": op(lambda A: torch.linalg.lu_factor(A)[0], X33),
     "lu_unpack": op(lambda A: torch.lu_unpack(*torch.linalg.lu_factor(A))[1:], X33),
-    "householder": op(
-        lambda A, t: torch.linalg.householder_product(A, t), (3, 2), (2,)
-    ),
+    "householder": op(lambda A, t: torch.linalg.householder_product(A, t), (3, 2), (2,)),
     "norm": op(torch.linalg.norm, X23),
     "norm 2": op(lambda A: torch.linalg.matrix_norm(A, 2), X23),
     "norm nuc": op(lambda A: torch.linalg.matrix_norm(A, "nuc"), X23),
@@ -104,9 +85,8 @@ LINALG = {
     "cdist 1": op(lambda a, b: torch.cdist(a, b, p=1.0), X23, X33),
     "cdist 3": op(lambda a, b: torch.cdist(a, b, 3.0), X23, X33),
     "cdist inf": op(lambda a, b: torch.cdist(a, b, math.inf), X23, X33),
-    "cdist mm": op(
-        lambda a, b: torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist"), (2, 2, 3), (2, 2, 3)
-    ),
+    "cdist mm": op(lambda a, b: torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist"),
+        (2, 2, 3), (2, 2, 3)),
     "cdist broadcast": op(torch.cdist, (2, 1, 2, 3), (2, 3, 3)),
     "pdist": op(F.pdist, X33),
     "dist": op(lambda a, b: torch.dist(a, b, 3), X23, X23),
@@ -162,12 +142,9 @@ REDUCTIONS = {
     },
     "prod zero": op(lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).prod(-1), X23),
     "prod zeros": op(lambda x: (x * torch.tensor([0.0, 0, 1], dtype=DOUBLE)).prod(-1), X23),
-    "cumprod zero": op(
-        lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).cumprod(-1), X23
-    ),
+    "cumprod zero": op(lambda x: (x * torch.tensor([1.0, 0, 1], dtype=DOUBLE)).cumprod(-1), X23),
     "segment_reduce": op(
-        lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([1, 2]), axis=0), X33
-    ),
+        lambda x: torch.segment_reduce(x, "sum", lengths=torch.tensor([1, 2]), axis=0), X33),
 }  # fmt: skip
 
 COMPLEX = {
@@ -177,16 +154,12 @@ COMPLEX = {
     "irfft": op(lambda x: torch.fft.irfft(complexes(x)), X23),
     "hfft": op(lambda x: torch.fft.hfft(complexes(x)), X23),
     "fft2": op(lambda x: torch.fft.fft2(x), X23),
-    "stft": op(
-        lambda x: torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True), (8,)
-    ),
+    "stft": op(lambda x: torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True),
+        (8,)),
     "istft": op(
         lambda x: torch.istft(
-            torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True),
-            4, window=torch.ones(4, dtype=DOUBLE),
-        ),
-        (8,),
-    ),
+        torch.stft(x, 4, window=torch.ones(4, dtype=DOUBLE), return_complex=True), 4,
+        window=torch.ones(4, dtype=DOUBLE)), (8,)),
     "complex": op(torch.complex, X23, X23),
     "polar": op(torch.polar, X23, X23, kind="positive"),
     "view_as_complex": op(lambda x: torch.view_as_complex(x) ** 2, (3, 2)),
@@ -199,9 +172,8 @@ COMPLEX = {
     "imag": op(lambda x: complexes(x).sin().imag, X23),
     "complex matmul": op(lambda a, b: complexes(a) @ complexes(b), X23, X33),
     "complex solve": op(
-        lambda A, b: torch.linalg.solve(torch.complex(A, A.mT), torch.complex(b, b)),
-        X33, (3, 1), kind="matrix",
-    ),
+        lambda A, b: torch.linalg.solve(torch.complex(A, A.mT), torch.complex(b, b)), X33, (3, 1),
+        kind="matrix"),
     "complex det": op(lambda A: torch.linalg.det(torch.complex(A, A.mT)), X33, kind="matrix"),
     "complex mul": op(lambda a, b: complexes(a) * complexes(b) / (2 + complexes(a)), X23, X23),
     "complex tanh": op(lambda x: complexes(0.3 * x).tanh().log(), X23),

@@ -91,55 +91,43 @@ ELEMENTWISE = {
 NORMS = {
     "layer_norm F": op(lambda x, w, b: F.layer_norm(x, (3,), w, b), X23, (3,), (3,)),
     "layer_norm torch": op(lambda x, w, b: torch.layer_norm(x, (3,), w, b), X23, (3,), (3,)),
-    "layer_norm native": op(
-        lambda x, w, b: torch.native_layer_norm(x, (3,), w, b, 1e-5)[0], X23, (3,), (3,)
-    ),
+    "layer_norm native": op(lambda x, w, b: torch.native_layer_norm(x, (3,), w, b, 1e-5)[0], X23,
+        (3,), (3,)),
     "layer_norm bare": op(lambda x: torch.layer_norm(x, [3]), X33),
     "layer_norm two axes": op(lambda x, w: F.layer_norm(x, (3, 4), w), SEQUENCE, (3, 4)),
     "layer_norm weight": op(lambda x, w: torch.layer_norm(x, [3], weight=w), X33, (3,)),
-    "layer_norm op": op(
-        lambda x, w, b: torch.ops.aten.native_layer_norm(x, [3], w, b, 1e-5)[0], X23, (3,), (3,)
-    ),
+    "layer_norm op": op(lambda x, w, b: torch.ops.aten.native_layer_norm(x, [3], w, b, 1e-5)[0],
+        X23, (3,), (3,)),
     "group_norm F": op(lambda x, w, b: F.group_norm(x, 2, w, b), (2, 4, 3), (4,), (4,)),
-    "instance_norm F": op(
-        lambda x, w, b: F.instance_norm(x, None, None, w, b), SEQUENCE, (3,), (3,)
-    ),
+    "instance_norm F": op(lambda x, w, b: F.instance_norm(x, None, None, w, b), SEQUENCE, (3,),
+        (3,)),
     "instance_norm bare": op(lambda x: F.instance_norm(x), SEQUENCE),
     "instance_norm torch": op(
-        lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-5, False),
-        SEQUENCE, (3,), (3,),
-    ),
-    "instance_norm image": op(
-        lambda x, w, b: F.instance_norm(x, None, None, w, b), (2, 3, 2, 2), (3,), (3,)
-    ),
+        lambda x, w, b: torch.instance_norm(x, w, b, None, None, True, 0.1, 1e-5, False), SEQUENCE,
+        (3,), (3,)),
+    "instance_norm image": op(lambda x, w, b: F.instance_norm(x, None, None, w, b), (2, 3, 2, 2),
+        (3,), (3,)),
     "instance_norm eval": op(
-        lambda x, w, b: F.instance_norm(x, *STATS, w, b, use_input_stats=False),
-        SEQUENCE, (3,), (3,),
-    ),
-    "batch_norm F": op(
-        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), X33, (3,), (3,)
-    ),
+        lambda x, w, b: F.instance_norm(x, *STATS, w, b, use_input_stats=False), SEQUENCE, (3,),
+        (3,)),
+    "batch_norm F": op(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), X33, (3,),
+        (3,)),
     "batch_norm bare": op(lambda x: F.batch_norm(x, None, None, training=True), (4, 3)),
-    "batch_norm image": op(
-        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), (2, 3, 2, 2), (3,), (3,)
-    ),
+    "batch_norm image": op(lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True),
+        (2, 3, 2, 2), (3,), (3,)),
     "batch_norm torch": op(
-        lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-5, False),
-        (4, 3), (3,), (3,),
-    ),
+        lambda x, w, b: torch.batch_norm(x, w, b, None, None, True, 0.1, 1e-5, False), (4, 3),
+        (3,), (3,)),
     "batch_norm native": op(
-        lambda x, w, b: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5)[0],
-        (4, 3), (3,), (3,),
-    ),
+        lambda x, w, b: torch.native_batch_norm(x, w, b, None, None, True, 0.1, 1e-5)[0], (4, 3),
+        (3,), (3,)),
     "batch_norm eval": op(lambda x, w, b: F.batch_norm(x, *STATS, w, b), X33, (3,), (3,)),
     "batch_norm torch eval": op(
-        lambda x, w, b: torch.batch_norm(x, w, b, *STATS, False, 0.1, 1e-5, False),
-        X23, (3,), (3,),
-    ),
+        lambda x, w, b: torch.batch_norm(x, w, b, *STATS, False, 0.1, 1e-5, False), X23, (3,),
+        (3,)),
     "batch_norm native eval": op(
-        lambda x, w, b: torch.native_batch_norm(x, w, b, *STATS, False, 0.1, 1e-5)[0],
-        X23, (3,), (3,),
-    ),
+        lambda x, w, b: torch.native_batch_norm(x, w, b, *STATS, False, 0.1, 1e-5)[0], X23, (3,),
+        (3,)),
     "rms_norm F": op(lambda x, w: F.rms_norm(x, (3,), w), X23, (3,)),
     "rms_norm two axes": op(lambda x, w: torch.rms_norm(x, (3, 4), w, 1e-3), SEQUENCE, (3, 4)),
     "local_response_norm": op(lambda x: F.local_response_norm(x, 2), SEQUENCE),
@@ -154,10 +142,8 @@ LAYERS = {
     "linear": op(F.linear, X23, (2, 3), (2,)),
     "bilinear": op(F.bilinear, X23, (2, 2), (3, 3, 2), (3,)),
     "conv1d": op(lambda x, w, b: F.conv1d(x, w, b, padding=1), SEQUENCE, (2, 3, 3), (2,)),
-    "conv_transpose1d": op(
-        lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, output_padding=1),
-        SEQUENCE, (3, 2, 2), (2,),
-    ),
+    "conv_transpose1d": op(lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, output_padding=1),
+        SEQUENCE, (3, 2, 2), (2,)),
     "conv_tbc": op(torch.conv_tbc, (4, 2, 3), (2, 3, 2), (2,)),
     "unfold": op(lambda x: F.unfold(x, 2), (1, 2, 3, 3)),
     "fold": op(lambda x: F.fold(x, (3, 3), 2), (1, 4, 4)),
@@ -165,19 +151,15 @@ LAYERS = {
     "avg_pool3d": op(lambda x: F.avg_pool3d(x, 2), (1, 1, 2, 2, 4)),
     "max_pool1d": op(lambda x: F.max_pool1d(x, 2), SEQUENCE),
     "max_pool3d": op(lambda x: F.max_pool3d(x, 2), (1, 1, 2, 2, 4)),
-    "max_unpool1d": op(
-        lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), [2]), SEQUENCE
-    ),
+    "max_unpool1d": op(lambda x: F.max_unpool1d(*F.max_pool1d(x, 2, return_indices=True), [2]),
+        SEQUENCE),
     "adaptive_avg_pool1d": op(lambda x: F.adaptive_avg_pool1d(x, 3), SEQUENCE),
     "adaptive_avg_pool3d": op(lambda x: F.adaptive_avg_pool3d(x, (2, 1, 2)), VOLUME),
     "adaptive_max_pool1d": op(lambda x: F.adaptive_max_pool1d(x, 2), SEQUENCE),
     "adaptive_max_pool3d": op(lambda x: F.adaptive_max_pool3d(x, 2), VOLUME),
     "fractional_max_pool2d": op(
-        lambda x: F.fractional_max_pool2d(
-            x, 2, output_size=2, _random_samples=torch.full((1, 2, 2), 0.4, dtype=DOUBLE)
-        ),
-        (1, 2, 4, 4),
-    ),
+        lambda x: F.fractional_max_pool2d(x, 2, output_size=2,
+        _random_samples=torch.full((1, 2, 2), 0.4, dtype=DOUBLE)), (1, 2, 4, 4)),
     **{
         f"interpolate {mode}": op(
             lambda x, mode=mode: F.interpolate(x, size=[5] * (x.ndim - 2), mode=mode), shape
@@ -193,21 +175,16 @@ LAYERS = {
         }.items()
     },
     "interpolate antialias": op(
-        lambda x: F.interpolate(x, size=(2, 2), mode="bilinear", antialias=True), (1, 1, 4, 4)
-    ),
+        lambda x: F.interpolate(x, size=(2, 2), mode="bilinear", antialias=True), (1, 1, 4, 4)),
     "upsample nearest 1d": op(lambda x: F.interpolate(x, scale_factor=2), SEQUENCE),
     "upsample nearest 3d": op(lambda x: F.interpolate(x, scale_factor=2), (1, 1, 2, 2, 2)),
-    "grid_sample": op(
-        lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False), (1, 2, 3, 3), (1, 2, 2, 2)
-    ),
+    "grid_sample": op(lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False), (1, 2, 3, 3),
+        (1, 2, 2, 2)),
     "grid_sample border": op(
-        lambda x, g: F.grid_sample(x, g, padding_mode="border", align_corners=True),
-        (1, 2, 3, 3), (1, 2, 2, 2),
-    ),
-    "grid_sample 3d": op(
-        lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False),
-        (1, 1, 2, 2, 2), (1, 1, 2, 2, 3),
-    ),
+        lambda x, g: F.grid_sample(x, g, padding_mode="border", align_corners=True), (1, 2, 3, 3),
+        (1, 2, 2, 2)),
+    "grid_sample 3d": op(lambda x, g: F.grid_sample(x, g.tanh(), align_corners=False),
+        (1, 1, 2, 2, 2), (1, 1, 2, 2, 3)),
     "affine_grid": op(lambda t: F.affine_grid(t, [1, 1, 2, 2], align_corners=False), (1, 2, 3)),
     "pixel_shuffle": op(lambda x: F.pixel_shuffle(x, 2), (1, 4, 2, 2)),
     "pixel_unshuffle": op(lambda x: F.pixel_unshuffle(x, 2), (1, 1, 4, 4)),
@@ -221,8 +198,7 @@ LAYERS = {
     "embedding padding": op(lambda w: F.embedding(torch.tensor([0, 2, 3]), w, -2), (4, 3)),
     "embedding torch": op(lambda w: torch.embedding(w, torch.tensor([0, 2, 2]), 2), (4, 3)),
     "embedding by frequency": op(
-        lambda w: F.embedding(torch.tensor([0, 2, 2]), w, scale_grad_by_freq=True), (4, 3)
-    ),
+        lambda w: F.embedding(torch.tensor([0, 2, 2]), w, scale_grad_by_freq=True), (4, 3)),
     **{
         f"embedding_bag {mode}": op(
             lambda w, mode=mode: F.embedding_bag(
@@ -233,61 +209,36 @@ LAYERS = {
         for mode in ("sum", "mean", "max")
     },
     "embedding_bag weights": op(
-        lambda w, s: F.embedding_bag(
-            torch.tensor([[0, 2], [3, 1]]), w, mode="sum", per_sample_weights=s
-        ),
-        (4, 3), (2, 2),
-    ),
+        lambda w, s: F.embedding_bag(torch.tensor([[0, 2], [3, 1]]), w, mode="sum",
+        per_sample_weights=s), (4, 3), (2, 2)),
     "embedding_bag offsets": op(
-        lambda w, s: F.embedding_bag(
-            torch.tensor([0, 2, 3, 1]), w, torch.tensor([0, 2]), mode="sum", per_sample_weights=s
-        ),
-        (4, 3), (4,),
-    ),
+        lambda w, s: F.embedding_bag(torch.tensor([0, 2, 3, 1]), w, torch.tensor([0, 2]),
+        mode="sum", per_sample_weights=s), (4, 3), (4,)),
     "attention": op(F.scaled_dot_product_attention, (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2)),
-    "attention causal": op(
-        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
-        (2, 3, 2), (2, 3, 2), (2, 3, 2),
-    ),
-    "attention mask": op(
-        lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
-        (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2), (3, 3),
-    ),
+    "attention causal": op(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        (2, 3, 2), (2, 3, 2), (2, 3, 2)),
+    "attention mask": op(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, m),
+        (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2), (3, 3)),
     "attention of some": op(
-        lambda q, k, v: F.scaled_dot_product_attention(
-            q, k, v, torch.tensor([[True, True, False], [False] * 3, [False, True, True]])
-        ),
-        (1, 2, 3, 2), (1, 2, 3, 2), (1, 2, 3, 2),
-    ),
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v,
+        torch.tensor([[True, True, False], [False] * 3, [False, True, True]])), (1, 2, 3, 2),
+        (1, 2, 3, 2), (1, 2, 3, 2)),
     "multi_head_attention": op(
-        lambda x, w, b, o: F.multi_head_attention_forward(
-            x, x, x, 2, 2, w, b, None, None, False, 0.0, o, None, need_weights=False
-        )[0],
-        (3, 1, 2), (6, 2), (6,), (2, 2),
-    ),
+        lambda x, w, b, o: F.multi_head_attention_forward(x, x, x, 2, 2, w, b, None, None, False,
+        0.0, o, None, need_weights=False)[0], (3, 1, 2), (6, 2), (6,), (2, 2)),
     "multi_head_attention weights": op(
-        lambda x, w, o: F.multi_head_attention_forward(
-            x, x, x, 2, 1, w, None, None, None, False, 0.0, o, None
-        ),
-        (3, 1, 2), (6, 2), (2, 2),
-    ),
+        lambda x, w, o: F.multi_head_attention_forward(x, x, x, 2, 1, w, None, None, None, False,
+        0.0, o, None), (3, 1, 2), (6, 2), (2, 2)),
     "rnn": op(
         lambda x, h, w, u: torch.rnn_tanh(x, h, (w, u), False, 1, 0.0, False, False, False)[0],
-        (3, 1, 2), (1, 1, 2), (2, 2), (2, 2),
-    ),
+        (3, 1, 2), (1, 1, 2), (2, 2), (2, 2)),
     "lstm": op(
-        lambda x, h, c, w, u: torch.lstm(
-            x, (h, c), (w, u), False, 1, 0.0, False, False, False
-        )[0],
-        (3, 1, 2), (1, 1, 2), (1, 1, 2), (8, 2), (8, 2),
-    ),
-    "gru": op(
-        lambda x, h, w, u: torch.gru(x, h, (w, u), False, 1, 0.0, False, False, False)[0],
-        (3, 1, 2), (1, 1, 2), (6, 2), (6, 2),
-    ),
-    "lstm_cell": op(
-        lambda x, h, c, w, u: torch.lstm_cell(x, (h, c), w, u), X23, (2, 2), (2, 2), (8, 3), (8, 2)
-    ),
+        lambda x, h, c, w, u: torch.lstm(x, (h, c), (w, u), False, 1, 0.0, False, False, False)[0],
+        (3, 1, 2), (1, 1, 2), (1, 1, 2), (8, 2), (8, 2)),
+    "gru": op(lambda x, h, w, u: torch.gru(x, h, (w, u), False, 1, 0.0, False, False, False)[0],
+        (3, 1, 2), (1, 1, 2), (6, 2), (6, 2)),
+    "lstm_cell": op(lambda x, h, c, w, u: torch.lstm_cell(x, (h, c), w, u), X23, (2, 2), (2, 2),
+        (8, 3), (8, 2)),
     "gru_cell": op(torch.gru_cell, X23, (2, 2), (6, 3), (6, 2), (6,), (6,)),
     "rnn_tanh_cell": op(torch.rnn_tanh_cell, X23, (2, 2), (2, 3), (2, 2)),
 }  # fmt: skip
@@ -307,31 +258,23 @@ LOSSES = {
         for reduction in ("mean", "none")
     },
     "bce": op(lambda x: F.binary_cross_entropy(0.5 + 0.5 * x, FLAGS.to(DOUBLE)), X23, kind="unit"),
-    "bce_with_logits": op(
-        lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid()), X23, X23
-    ),
+    "bce_with_logits": op(lambda x, y: F.binary_cross_entropy_with_logits(x, y.sigmoid()), X23,
+        X23),
     "cross_entropy": op(lambda x: F.cross_entropy(x, LABELS), X23),
     "cross_entropy smoothed": op(lambda x: F.cross_entropy(x, LABELS, label_smoothing=0.2), X23),
     "cross_entropy soft": op(lambda x, y: F.cross_entropy(x, y.softmax(-1)), X23, X23),
     "cross_entropy image": op(
-        lambda x: F.cross_entropy(x, torch.tensor([[0, 2, 1, 1], [1, 1, -100, 2]])), SEQUENCE
-    ),
+        lambda x: F.cross_entropy(x, torch.tensor([[0, 2, 1, 1], [1, 1, -100, 2]])), SEQUENCE),
     "gaussian_nll": op(F.gaussian_nll_loss, X23, X23, X23, kind="positive"),
-    "cosine_embedding": op(
-        lambda x, y: F.cosine_embedding_loss(x, y, torch.tensor([1.0, -1.0])), X23, X23
-    ),
+    "cosine_embedding": op(lambda x, y: F.cosine_embedding_loss(x, y, torch.tensor([1.0, -1.0])),
+        X23, X23),
     "soft_margin": op(lambda x: F.soft_margin_loss(x, TARGET.sign()), X23),
     "multi_margin": op(lambda x: F.multi_margin_loss(x, LABELS), X23),
     "multilabel_margin": op(
-        lambda x: F.multilabel_margin_loss(x, torch.tensor([[2, -1, 0], [0, 1, -1]])), X23
-    ),
+        lambda x: F.multilabel_margin_loss(x, torch.tensor([[2, -1, 0], [0, 1, -1]])), X23),
     "triplet distance": op(
-        lambda a, p, n: F.triplet_margin_with_distance_loss(a, p, n, margin=3.0), X23, X23, X23
-    ),
+        lambda a, p, n: F.triplet_margin_with_distance_loss(a, p, n, margin=3.0), X23, X23, X23),
     "ctc": op(
-        lambda x: F.ctc_loss(
-            x.log_softmax(-1), torch.tensor([[1, 2]]), torch.tensor([4]), torch.tensor([2])
-        ),
-        (4, 1, 3),
-    ),
+        lambda x: F.ctc_loss(x.log_softmax(-1), torch.tensor([[1, 2]]), torch.tensor([4]),
+        torch.tensor([2])), (4, 1, 3)),
 }  # fmt: skip

@@ -23,12 +23,9 @@ INDEXING = {
     "masked_fill": op(lambda x: x.masked_fill(FLAGS, 2.0), X23),
     "masked_fill tensor": op(lambda x, v: torch.masked_fill(x, FLAGS, v), X23, ()),
     "masked_scatter": op(lambda x, y: torch.masked_scatter(x, FLAGS, y), X23, X23),
-    "scatter": op(
-        lambda x, y: torch.scatter(x, 1, torch.tensor([[0, 2], [1, 0]]), y), X23, (2, 2)
-    ),
-    "scatter_add": op(
-        lambda x, y: torch.scatter_add(x, 1, torch.tensor([[0, 0], [1, 0]]), y), X23, (2, 2)
-    ),
+    "scatter": op(lambda x, y: torch.scatter(x, 1, torch.tensor([[0, 2], [1, 0]]), y), X23, (2, 2)),
+    "scatter_add": op(lambda x, y: torch.scatter_add(x, 1, torch.tensor([[0, 0], [1, 0]]), y), X23,
+        (2, 2)),
     **{
         f"scatter_reduce {how}": op(
             lambda x, y, how=how: torch.scatter_reduce(
@@ -39,12 +36,9 @@ INDEXING = {
         for how in ("sum", "prod", "mean", "amax", "amin")
     },
     "scatter reduce multiply": op(
-        lambda x: torch.scatter(x, 1, torch.tensor([[0, 2], [1, 0]]), 0.5), X23
-    ),
+        lambda x: torch.scatter(x, 1, torch.tensor([[0, 2], [1, 0]]), 0.5), X23),
     "index_add": op(lambda x, y: torch.index_add(x, 1, INDEX, y), X23, (2, 2)),
-    "index_add alpha": op(
-        lambda x, y: x.index_add(0, torch.tensor([1, 1]), y, alpha=2), X23, X23
-    ),
+    "index_add alpha": op(lambda x, y: x.index_add(0, torch.tensor([1, 1]), y, alpha=2), X23, X23),
     "index_copy": op(lambda x, y: torch.index_copy(x, 1, INDEX, y), X23, (2, 2)),
     **{
         f"index_copy {name}": op(
@@ -61,17 +55,11 @@ INDEXING = {
     "index_fill": op(lambda x: torch.index_fill(x, 1, INDEX, 3.0), X23),
     "index_fill tensor": op(lambda x, v: torch.index_fill(x, 1, INDEX, v), X23, ()),
     "index_fill constant": op(
-        lambda v: torch.index_fill(constant(2, 3), 1, torch.tensor([0, 2]), v), ()
-    ),
-    "index_put": op(
-        lambda x, y: torch.index_put(x, (torch.tensor([0, 1]), INDEX), y), X23, (2,)
-    ),
+        lambda v: torch.index_fill(constant(2, 3), 1, torch.tensor([0, 2]), v), ()),
+    "index_put": op(lambda x, y: torch.index_put(x, (torch.tensor([0, 1]), INDEX), y), X23, (2,)),
     "index_put accumulate": op(
-        lambda x, y: torch.index_put(
-            x, (torch.tensor([0, 0]), torch.tensor([1, 1])), y, accumulate=True
-        ),
-        X23, (2,),
-    ),
+        lambda x, y: torch.index_put(x, (torch.tensor([0, 0]), torch.tensor([1, 1])), y,
+        accumulate=True), X23, (2,)),
     **{
         f"index_reduce {how}": op(
             lambda x, y, how=how: torch.index_reduce(x, 1, torch.tensor([0, 0]), y, how),
@@ -85,9 +73,8 @@ INDEXING = {
     "slice_scatter": op(lambda x, y: torch.slice_scatter(x, y, 1, 1, 3), X23, (2, 2)),
     "diagonal_scatter": op(lambda x, y: torch.diagonal_scatter(x, y), X33, (3,)),
     "as_strided": op(lambda x: torch.as_strided(x, (2, 2), (1, 2)), X23),
-    "as_strided_scatter": op(
-        lambda x, y: torch.as_strided_scatter(x, y, (2, 2), (3, 1)), X23, (2, 2)
-    ),
+    "as_strided_scatter": op(lambda x, y: torch.as_strided_scatter(x, y, (2, 2), (3, 1)), X23,
+        (2, 2)),
     "diagonal": op(lambda x: torch.diagonal(x, 1), X33),
     "diag": op(torch.diag, (3,)),
     "diag matrix": op(torch.diag, X33),
