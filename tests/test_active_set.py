@@ -179,9 +179,8 @@ def test_nested_batches_equal_the_loop(problem, threads):
     torch.set_num_threads(threads)
     try:
         g = gramians("norm spread 1e-4", 8, 1000, 0, scale=5).reshape(2, 500, 8, 8)
-        batched = vmap(vmap(lambda g: solve(problem(g)), in_dims=-1), in_dims=1, out_dims=1)(
-            g.movedim(1, -1).movedim(0, 1)
-        )
+        nested = vmap(vmap(lambda g: solve(problem(g)), in_dims=-1), in_dims=1, out_dims=1)
+        batched = nested(g.movedim(1, -1).movedim(0, 1))
     finally:
         torch.set_num_threads(before)
     for i, j in ((0, 0), (0, 499), (1, 250)):
@@ -240,15 +239,10 @@ THIN = torch.tensor(  # rows in float32; the last two are antiparallel up to rou
     ],
     dtype=torch.float64,
 )
-BUILT = torch.tensor(
-    [[-0.36, -0.27, 0.67], [1.6, -0.68, 0.02], [1, 0, 0], [-1, 1e-9, 0]], dtype=torch.float64
-)
-SEVERAL = {
-    "active_set": active_set(),
-    "faces": faces(),
-    "cvx": cvx(),
-    "projected_gradient": projected_gradient(1000),
-}
+BUILT = [[-0.36, -0.27, 0.67], [1.6, -0.68, 0.02], [1, 0, 0], [-1, 1e-9, 0]]
+BUILT = torch.tensor(BUILT, dtype=torch.float64)
+SEVERAL = {"active_set": active_set(), "faces": faces(), "cvx": cvx()}
+SEVERAL |= {"projected_gradient": projected_gradient(1000)}
 
 
 def cosines(rows, weights):

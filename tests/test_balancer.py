@@ -113,15 +113,11 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
     words = r"mgda reads 'gramian', but .* losses alone; .*shared='\*'"
     with pytest.raises(ValueError, match=words):
         mf.Balancer(net, mf.mgda(), None)
-    for make, probe in (
-        (mf.modo, "double_sampling"),
-        (mf.moco, "moving_average"),
-        (mf.db_mtl, "moving_average"),
-        (mf.excess_mtl, "excess_risk"),
-    ):
+    cures = {"modo": "double_sampling", "moco": "moving_average", "db_mtl": "moving_average"}
+    for name, probe in (cures | {"excess_mtl": "excess_risk"}).items():
         for shared in (None, "*"):
-            with pytest.raises(ValueError, match=rf"{make.__name__} reads .*Balancer\(.*{probe}\("):
-                mf.Balancer(net, make(), shared)
+            with pytest.raises(ValueError, match=rf"{name} reads .*Balancer\(.*{probe}\("):
+                mf.Balancer(net, getattr(mf, name)(), shared)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -351,15 +347,15 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
     _gone(losses)
 
 
+MEASURED = {
+    **{"moving_average": mf.moving_average("trunk.*"), "excess_risk": mf.excess_risk("trunk.*")},
+    "mix": mf.jacobian("trunk.*", mix=mf.subset(2)),
+    "mask": mf.jacobian("trunk.*", mask=mf.graddrop()),
+}
+
+
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(
-    "probe",
-    [
-        *(mf.moving_average("trunk.*"), mf.excess_risk("trunk.*")),
-        *(mf.jacobian("trunk.*", mix=mf.subset(2)), mf.jacobian("trunk.*", mask=mf.graddrop())),
-    ],
-    ids=["moving_average", "excess_risk", "mix", "mask"],
-)
+@pytest.mark.parametrize("probe", MEASURED.values(), ids=MEASURED)
 def test_the_graph_is_freed_whatever_is_measured(probe, form, net):
     balancer = mf.Balancer(net, mf.mgda(), probe)
     for x, y in batches(2):

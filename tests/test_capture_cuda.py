@@ -105,12 +105,11 @@ def test_a_replay_takes_no_new_memory_on_cuda():
 
 def test_a_recording_that_is_pushed_out_gives_its_memory_back_on_cuda():
     weight = torch.zeros(2**20, device="cuda")
-    step = mf.descend(
-        lambda params, batch: torch.stack([(params["x"] * b).tanh().mean() for b in batch.mean(1)]),
-        mf.mgda(),
-        mf.jacobian(),
-        mf.adam(0.1),
-    )
+
+    def losses(params, batch):
+        return torch.stack([(params["x"] * b).tanh().mean() for b in batch.mean(1)])
+
+    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.adam(0.1))
     captured, reserved = mf.capture(step, graphs=2), []
     for size in range(1, 8):
         batch = torch.ones(2, size, device="cuda")
@@ -176,12 +175,10 @@ def test_inside_another_graph_it_is_the_step_on_cuda():
 
 
 def test_too_little_memory_is_said_and_the_state_goes_on_cuda():
-    step = mf.descend(
-        lambda params, batch: torch.stack([(params["x"] * b).sum() for b in batch]),
-        mf.mean(),
-        mf.losses_only(),
-        mf.sgd(0.1),
-    )
+    def losses(params, batch):
+        return torch.stack([(params["x"] * b).sum() for b in batch])
+
+    step = mf.descend(losses, mf.mean(), mf.losses_only(), mf.sgd(0.1))
     batch = torch.ones(2, device="cuda")
     state = step.init({"x": torch.zeros(2**24, device="cuda")}, batch)
     step.update(state, batch)

@@ -21,9 +21,8 @@ PROBLEMS = {
 
 
 def gramians(batch, count):
-    rows = torch.randn(
-        batch, count, 3 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(batch, count, 3 * count, generator=draw, dtype=torch.float64)
     rows[:, 0] -= 0.8 * rows[:, 1]
     return rows @ rows.mT
 

@@ -94,10 +94,8 @@ class Net(nn.Module):
         self.hooks = draw.choice([["", ""]] * 3 + [[draw.choice(list(HOOKS)) for _ in range(2)]])
         self.hooked = draw.randint(1, 3)
         # one with a matrix, so that no gradient is zero
-        made = [
-            nn.Linear(WIDTH, WIDTH),
-            *(draw.choice(LAYERS)() for _ in range(draw.randint(1, 3))),
-        ]
+        some = [draw.choice(LAYERS)() for _ in range(draw.randint(1, 3))]
+        made = [nn.Linear(WIDTH, WIDTH), *some]
         if draw.random() < 0.2:
             made.append(made[0])  # tied
         self.trunk = nn.ModuleList(made)
@@ -115,18 +113,16 @@ class Net(nn.Module):
         return part(x)
 
     def forward(self, x):
-        for i, (bend, skip, saved) in enumerate(
-            zip(self.bends, self.skips, self.saves, strict=True)
-        ):
+        each = zip(self.bends, self.skips, self.saves, strict=True)
+        for i, (bend, skip, saved) in enumerate(each):
             y = checkpoint(self.layer, i, x, use_reentrant=False) if saved else self.layer(i, x)
             x = bend(y) + x if skip else bend(y)
             if i + 1 == self.hooked and HOOKS[self.hooks[0]]:
                 x.register_hook(HOOKS[self.hooks[0]])
         if HOOKS[self.hooks[1]]:
             edit = HOOKS[self.hooks[1]]
-            x.grad_fn.register_hook(
-                lambda given, _: tuple(g if g is None else edit(g) for g in given)
-            )
+            edited = lambda given, _: tuple(g if g is None else edit(g) for g in given)  # noqa: E731
+            x.grad_fn.register_hook(edited)
         return [head(x) for head in self.heads]
 
 
@@ -160,9 +156,7 @@ def plain(net, losses, shared, present):
     leaves = {n: p for n, p in net.named_parameters() if p.requires_grad}
     matrix = rows_by_name(losses, leaves)
     if present is not None:
-        matrix = {
-            n: torch.stack([x[t] * present[t] for t in range(len(x))]) for n, x in matrix.items()
-        }
+        matrix = {n: x * present.view(-1, *[1] * (x.ndim - 1)) for n, x in matrix.items()}
     flat = torch.cat([matrix[n].flatten(1) for n in leaves if n.startswith(shared)], 1)
     return matrix, flat @ flat.mT
 
@@ -208,9 +202,8 @@ def program(seed, monkeypatch):
     }
     absent = draw.random() < 0.2
     accumulate = draw.random() < 0.2
-    told = (
-        f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {reduction}, {kind}, {net.hooks}"
-    )
+    told = f"seed {seed}: {name}, {tasks} tasks, {shape}, {options}, {reduction}, {kind}"
+    told = f"{told}, {net.hooks}"
     probe = mf.jacobian("trunk.*", **options)
     balancer = mf.Balancer(net, RULES[name](), probe, reduction=reduction)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
