@@ -20,7 +20,7 @@ from mtlfunc import solvers
 from mtlfunc.calls import Made, call_of, constructor
 from mtlfunc.core import optim
 from mtlfunc.types import Info, Solution
-from tests.support import python
+from tests.support import python, registry
 from tests.support.loops import rollout
 from tests.support.problems import BATCH, PARAMS, decode, encode, net, vector
 from tests.support.registry import PROBES, RULES, SOLVERS, on_gramian
@@ -56,7 +56,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "descend": lambda: mf.descend(vector, mf.uw(0.1), mf.jacobian(), mf.adam(0.1)),
 }
 NAMES = {"mf": mf, "torch": torch, "decode": decode, "encode": encode, "vector": vector}
-NAMES |= {"residuals": residuals}
+NAMES |= {"residuals": residuals} | {k: x for k, x in vars(registry).items() if k.startswith("_")}
 
 
 def by_hand(part: Any) -> bool:
@@ -91,14 +91,8 @@ def test_a_part_is_data(name):
     assert hash(part) == hash(again)
     assert part is not again
     assert copy.deepcopy(part) == part
-    assert eval(repr(part), dict(NAMES) | vars_of_registry()) == part
+    assert eval(repr(part), dict(NAMES)) == part
     assert pickle.loads(pickle.dumps(part)) == part
-
-
-def vars_of_registry() -> dict[str, Any]:
-    from tests.support import registry
-
-    return {name: x for name, x in vars(registry).items() if name.startswith("_")}
 
 
 def test_parts_of_other_arguments_differ():

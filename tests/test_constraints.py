@@ -14,6 +14,7 @@ import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
+from tests.support.losses import geometry
 from tests.support.oracles import check_slope, near
 
 F64 = torch.float64
@@ -25,11 +26,6 @@ def page() -> dict[str, Any]:
     path = ROOT / "docs" / "how-to" / "constraints.md"
     *_, last = outputs.run(path.read_text(encoding="utf-8"), path.name)
     return last.scope
-
-
-def geometry(losses: Tensor, present: Tensor | None = None) -> mf.Geometry:
-    present = torch.ones_like(losses, dtype=torch.bool) if present is None else present
-    return mf.Geometry(losses, None, present / present.sum().clamp_min(1), present, {})
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.7])

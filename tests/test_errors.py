@@ -19,38 +19,6 @@ from tests.support.problems import BATCH, PARAMS, scalars, vector
 G = torch.eye(2, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("losses_fn", "message"),
-    [
-        (lambda p, b: vector(p, b).sum(), r"losses_fn: .*\[\]"),
-        (lambda p, b: vector(p, b)[None], r"losses_fn: .*\[1, 3\]"),
-        (lambda p, b: vector(p, b)[:0], r"losses_fn: .*\[0\]"),
-        (lambda p, b: (vector(p, b)[:1], vector(p, b)[0], vector(p, b)[0]), "losses_fn: .*scalar"),
-        (lambda p, b: {}, "losses_fn: .*dict"),
-        (lambda p, b: 3.0, "losses_fn: .*float"),
-    ],
-)
-def test_bad_losses_are_named(losses_fn, message):
-    with pytest.raises(ValueError, match=message):
-        mf.task_gradients(losses_fn, PARAMS, BATCH)
-
-
-def test_bad_parameters_are_named():
-    with pytest.raises(TypeError, match=r"params\['steps'\] .*int64.*leave it out"):
-        mf.task_gradients(vector, PARAMS | {"steps": torch.zeros((), dtype=torch.int64)}, BATCH)
-    with pytest.raises(ValueError, match=r"'extra' is torch\.float32.*one dtype"):
-        mf.task_gradients(vector, PARAMS | {"extra": torch.zeros(1)}, BATCH)
-    meta = torch.zeros(1, device="meta", dtype=torch.float64)
-    with pytest.raises(ValueError, match="'extra' is on meta"):
-        mf.task_gradients(vector, PARAMS | {"extra": meta}, BATCH)
-    with pytest.raises(ValueError, match="shared='nothing' matches no parameter; there are: trunk"):
-        mf.task_gramian(vector, PARAMS, BATCH, shared="nothing")
-    with pytest.raises(ValueError, match="chunk_size"):
-        mf.task_gradients(vector, PARAMS, BATCH, chunk_size=0)
-    with pytest.raises(ValueError, match="engine='layers'"):
-        mf.task_gramian(vector, PARAMS, BATCH, engine="layers")
-
-
 NET = nn.Linear(2, 2)
 INFO = mf.Info(torch.ones(2), G, torch.ones(2) / 2, torch.ones(2) / 2, (), {})
 FROZEN = nn.Linear(2, 2).requires_grad_(False)
@@ -150,7 +118,30 @@ def at(rule, losses=(1.0, 1.0)):
     return mf.weights(rule, torch.eye(2), torch.tensor(losses))
 
 
+LOSSES = {  # what is said of losses in a form that is none
+    r"losses_fn: .*\[\]": lambda p, b: vector(p, b).sum(),
+    r"losses_fn: .*\[1, 3\]": lambda p, b: vector(p, b)[None],
+    r"losses_fn: .*\[0\]": lambda p, b: vector(p, b)[:0],
+    "losses_fn: .*scalar": lambda p, b: (vector(p, b)[:1], vector(p, b)[0], vector(p, b)[0]),
+    "losses_fn: .*dict": lambda p, b: {},
+    "losses_fn: .*float": lambda p, b: 3.0,
+}
+
+
+def of_params(extra, call=mf.task_gradients, **given):
+    return call(vector, PARAMS | extra, BATCH, **given)
+
+
 VALUES = {
+    "another dtype": (lambda: of_params({"extra": torch.zeros(1)}),
+        r"'extra' is torch\.float32.*one dtype"),
+    "another device": (lambda: of_params({"extra": torch.zeros(1, device="meta").double()}),
+        "'extra' is on meta"),
+    "shared of nothing": (lambda: of_params({}, mf.task_gramian, shared="nothing"),
+        "shared='nothing' matches no parameter; there are: trunk"),
+    "chunks of 0": (lambda: of_params({}, chunk_size=0), "chunk_size"),
+    "engine of a Gramian": (lambda: of_params({}, mf.task_gramian, engine="layers"),
+        "engine='layers'"),
     "beta of gradvac": (lambda: mf.gradvac(1.0), "beta: "),
     "orders of floats": (lambda: mf.pcgrad(torch.zeros(2, 2)), "orders: "),
     "too many byzantine": (lambda: mf.weights(mf.krum(2), torch.eye(6)), "byzantine: "),
@@ -296,6 +287,8 @@ VALUES = {
         "losses_fn:"),
 }  # fmt: skip
 TYPES = {
+    "an integer": (lambda: of_params({"steps": torch.zeros((), dtype=torch.int64)}),
+        r"params\['steps'\] .*int64.*leave it out"),
     "seed of words": (lambda: mf.random.key("0"), "key: "),
     "seed of truth": (lambda: mf.random.key(True), "key: "),
     "seed of a tensor of truth": (lambda: mf.random.key(torch.tensor(True)), "key: "),
@@ -335,6 +328,10 @@ TYPES = {
 CASES = {
     **{name: (call, ValueError, words) for name, (call, words) in VALUES.items()},
     **{name: (call, TypeError, words) for name, (call, words) in TYPES.items()},
+    **{
+        words: (partial(mf.task_gradients, f, PARAMS, BATCH), ValueError, words)
+        for words, f in LOSSES.items()
+    },
     **{
         f"a state with {kind}": (partial(one_step, remembering(state, ())), TypeError, message)
         for kind, (state, message) in STATES.items()
