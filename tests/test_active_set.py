@@ -229,7 +229,6 @@ def test_an_indefinite_matrix_has_no_answer_under_vmap():
 
 
 # --- cones thinner than a Gramian resolves ------------------------------------------------------
-
 THIN = torch.tensor(  # rows in float32; the last two are antiparallel up to rounding
     [
         [-0.35901209712028503, -0.2727375030517578, 0.6712432503700256],

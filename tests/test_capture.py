@@ -351,7 +351,6 @@ def test_under_no_grad_and_inference_mode(made, mode):
 
 
 # ---- bad input -----------------------------------------------------------------------------------
-
 BAD = {
     "a number": ({"to": ZERO, "n": 3}, TypeError, r"batch\['n'\]: expected a tensor, got int"),
     "an object": ({"to": ZERO, "n": object()}, TypeError, r"batch\['n'\].*object.*plain tensors"),

@@ -131,7 +131,6 @@ def test_directions_of_other_lengths_do_not_agree(e):
 
 
 # ---- zero gradients, and what a Gramian can tell ----------------------------------------------
-
 SCALES = [2.0 ** round(e * math.log2(10)) for e in range(-12, 13)]  # free of rounding
 ZEROS = {
     "one beside a zero": [[1.0], [0.0]],

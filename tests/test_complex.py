@@ -4,6 +4,7 @@ torch's.
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pytest
@@ -109,16 +110,12 @@ def test_gramian_and_rows_are_those_of_the_real_twin(form):
             for row, leaf, x in zip(rows.values(), params.values(), grads, strict=True):
                 expected = torch.zeros_like(leaf) if x is None else x
                 near(row[t], expected, 1e-9, 1e-12)
-        G = [
-            mf.task_gramian(losses, params, BATCH, shared=shared, engine=engine)[1]
-            for shared in ("*", "trunk.*")
-            for engine in ("auto", "rows", "layerwise")
-        ]
+        ways = product(("*", "trunk.*"), ("auto", "rows", "layerwise"))
+        G = [mf.task_gramian(losses, params, BATCH, shared=x, engine=y)[1] for x, y in ways]
         found.append((values, G, rows))
     (values, G, rows), (twin_values, twin_G, twin_rows) = found
     near(values, twin_values, 1e-12, 0)
-    for one, other in zip(G, twin_G, strict=True):
-        near(one, other, 1e-9, 1e-12)
+    near(G, twin_G, 1e-9, 1e-12)
     same(rows, twin_rows)
     whole = torch.cat([real(x).flatten(1) for x in rows.values()], 1)
     near(G[0], whole @ whole.mT, 1e-9, 1e-12)  # Re⟨·,·⟩
@@ -267,8 +264,7 @@ def test_samples_and_diagnostics_are_those_of_the_real_twin():
             *change,
             *map(real, rows.values()),
         ])  # fmt: skip
-    for one, other in zip(*runs, strict=True):
-        near(one, other, 1e-8, 1e-12)
+    near(runs[0], runs[1], 1e-8, 1e-12)
 
 
 def test_a_complex_number_alone_and_one_with_a_conjugate():

@@ -73,9 +73,8 @@ def test_estimate_and_interval_are_those_of_a_loop_over_vectors(seed, samples):
 def test_vmapped_is_the_loop():
     every = torch.stack([gramian_of(drawn(seed)) for seed in range(5)])
     levels = torch.tensor([0.5, 0.8, 0.9, 0.95, 0.99], dtype=torch.float64)
-    together = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))(
-        every, levels
-    )
+    mapped = vmap(lambda gramian, level: diagnostics.conflict(gramian, TASKS, level))
+    together = mapped(every, levels)
     states = vmap(lambda g: diagnostics.running_conflict(None, g, TASKS)[1])(every)
     later, _ = vmap(lambda s, g: diagnostics.running_conflict(s, g, TASKS))(states, every)
     for i, (gramian, level) in enumerate(zip(every, levels, strict=True)):

@@ -119,7 +119,6 @@ def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
 
 
 # --- calls of a name that is not theirs ---------------------------------------------------------
-
 LIBRARY = torch.library.Library("disguised", "DEF")
 for _name in ("linear", "matmul", "add", "layer_norm"):
     LIBRARY.define(f"{_name}(Tensor x, Tensor w) -> Tensor")

@@ -29,16 +29,14 @@ def head() -> nn.Module:
     return nn.Linear(4, 3).double()
 
 
-def script(module: nn.Module) -> Any:
+def compiled(by: Callable[..., Any], module: nn.Module, *given: Tensor) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecated, and in use
-        return torch.jit.script(module)
+        return by(module, *given)
 
 
-def trace(module: nn.Module) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(module, X)
+def script(module: nn.Module) -> Any:
+    return compiled(torch.jit.script, module)
 
 
 class Clusters(nn.Module):
@@ -68,7 +66,7 @@ class Wrapped(nn.Module):
 MODULES: dict[str, Callable[[], nn.Module]] = {
     "scripted trunk": lambda: nn.Sequential(script(trunk()), head()),
     "frozen scripted trunk": lambda: nn.Sequential(script(trunk().requires_grad_(False)), head()),
-    "traced trunk": lambda: nn.Sequential(trace(trunk()), head()),
+    "traced trunk": lambda: nn.Sequential(compiled(torch.jit.trace, trunk(), X), head()),
     "scripted head": lambda: nn.Sequential(trunk(), script(head())),
     "all scripted": lambda: script(nn.Sequential(trunk(), head())),
     "clusters": Clusters,
@@ -93,9 +91,8 @@ def test_gramian_and_gradient_are_those_of_a_loop(name: str, form: Callable[[Ten
         losses = (net(X) - 1).square().mean(0)
         info = balancer.backward(form(losses))
         rows = rows_of((net(X) - 1).square().mean(0), leaves)
-        found = torch.cat(
-            [(torch.zeros_like(x) if x.grad is None else x.grad).flatten() for x in leaves]
-        )
+        grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
+        found = torch.cat([grad.flatten() for grad in grads])
         torch.testing.assert_close(info.gramian, rows @ rows.mT)
         torch.testing.assert_close(found, info.weights @ rows)
 

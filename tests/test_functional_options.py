@@ -2,10 +2,8 @@
 flags, modes, reductions. Right through a Gramian, or refused; single plain passes are torch's own.
 """
 
-# pyright: reportArgumentType=false
-# pyright: reportAssignmentType=false
-# pyright: reportCallIssue=false
-# pyright: reportOperatorIssue=false
+# pyright: reportArgumentType=false, reportAssignmentType=false
+# pyright: reportCallIssue=false, reportOperatorIssue=false
 
 # A table: names are short.
 # ruff: noqa: B023
@@ -157,7 +155,6 @@ loss("triplet", triplet, X, Y, p=[1.0, 2.0, 3.0], swap=flags)
 loss("ctc", ctc, r(5, 2, 4), zero_infinity=flags)
 
 # ---- pooling, padding, resizing, convolutions ----------------------------------------------------
-
 LINE, PLANE, SPACE = r(2, 3, 9), r(1, 2, 7, 7), r(1, 1, 7, 6, 6)
 WINDOWS = {"kernel_size": [2, 3], "stride": [1, 2], "padding": [0, 1], "ceil_mode": flags}
 for n, x in (("1d", LINE), ("2d", PLANE), ("3d", SPACE)):
@@ -234,7 +231,6 @@ for nd, g in itertools.product((1, 2, 3), (1, 2)):
                 sweep(kind, call, *inputs, groups=[g], **MOVES | more)
 
 # ---- functions of one tensor, norms, distances ---------------------------------------------------
-
 UNARY = (
     *("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid"),
     *("hardtanh", "leaky_relu", "logsigmoid", "softplus", "softsign", "tanhshrink", "softshrink"),

@@ -17,11 +17,8 @@ SHAPES = {"fewer": (5, 9), "square": (6, 6), "more": (9, 4), "one": (1, 3)}
 
 def _case(name: str) -> tuple[Tensor, Tensor]:
     rows, params = SHAPES[name]
-    draw = torch.Generator().manual_seed(rows)
-    return (
-        torch.randn(rows, params, dtype=F64, generator=draw),
-        torch.randn(rows, dtype=F64, generator=draw),
-    )
+    draw = {"dtype": F64, "generator": torch.Generator().manual_seed(rows)}
+    return torch.randn(rows, params, **draw), torch.randn(rows, **draw)
 
 
 def _least_squares(J: Tensor, r: Tensor, damping: float, omega: Tensor | None = None) -> Tensor:
@@ -87,7 +84,6 @@ def test_units_of_residuals_and_of_gradients():
 
 
 # ---- steps on a network --------------------------------------------------------------------------
-
 NET = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
 POINTS = torch.linspace(-1, 1, 24, dtype=F64).reshape(12, 2)
 

@@ -131,12 +131,8 @@ def test_all_orders_against_nested_derivatives(name: str) -> None:
         _close(got, vmap(derivative, (None, 0, 0))(torch.zeros((), dtype=F64), x, direction))
         derivative = jacrev(derivative)
         for order in range(max(k, 1), 3):  # a lower order has the same first derivatives
-            assert torch.allclose(
-                physics.directional(net, params, x, direction, order)[k],
-                got,
-                rtol=1e-12,
-                atol=1e-13,
-            )
+            lower = physics.directional(net, params, x, direction, order)[k]
+            assert torch.allclose(lower, got, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", ["Tanh-2", "all"])
@@ -164,10 +160,8 @@ def test_derivatives_in_the_parameters_and_vmap(name: str) -> None:
         _close(second[0][leaf], second[1][leaf])
         _close(twice[leaf], second[1][leaf])
 
-    many = {
-        name: torch.stack([leaf * (1 + k / 10) for k in range(4)]).unflatten(0, (2, 2))
-        for name, leaf in params.items()
-    }
+    scales = [1 + k / 10 for k in range(4)]
+    many = {k: torch.stack([s * x for s in scales]).unflatten(0, (2, 2)) for k, x in params.items()}
     mapped = vmap(vmap(grad(mine)))(many)
     for i in range(2):
         for j in range(2):
@@ -202,9 +196,8 @@ def test_a_function_of_parameters_and_points() -> None:
     x = torch.tensor([[0.3, 0.7], [1.0, -1.0]], dtype=F64)
 
     def u(params, x):  # a₀ sin(πx) y² + the sum of both, a constant first in - and /
-        return (
-            params["a"][0] * torch.sin(math.pi * x[:, :1]) * x[:, 1:] ** 2 + x @ params["w"]
-        ).squeeze(-1) - 0 * x[:, 0].reciprocal() / params["a"][1]
+        u = params["a"][0] * torch.sin(math.pi * x[:, :1]) * x[:, 1:] ** 2 + x @ params["w"]
+        return u.squeeze(-1) - 0 * x[:, 0].reciprocal() / params["a"][1]
 
     found = physics.laplacian(u, params, x)
     s, c, y = torch.sin(math.pi * x[:, 0]), torch.cos(math.pi * x[:, 0]), x[:, 1]
@@ -212,9 +205,8 @@ def test_a_function_of_parameters_and_points() -> None:
     _close(found.gradient, torch.stack([0.5 * math.pi * c * y**2, s * y], 1) + 1)
     _close(found.laplacian, 0.5 * s * (2 - math.pi**2 * y**2))
     narrow = {name: leaf.float() for name, leaf in params.items()}
-    wide = physics.laplacian(
-        lambda p, x: x @ p["w"] + torch.ones(1, 1, dtype=F64), narrow, x.float()
-    )
+    one = torch.ones(1, 1, dtype=F64)
+    wide = physics.laplacian(lambda p, x: x @ p["w"] + one, narrow, x.float())
     assert {wide.value.dtype, wide.gradient.dtype, wide.laplacian.dtype} == {F64}
 
 

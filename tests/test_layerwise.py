@@ -119,10 +119,8 @@ def test_single_precision(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_taps_serve_all_leaves_but_those_listed(name):
     net = build(name)
-    for samples in (False, True):
-        layers = mf.explain_gramian(
-            net.samples if samples else net.tasks, net.params, net.batch, samples=samples
-        ).layers
+    for samples, f in ((False, net.tasks), (True, net.samples)):
+        layers = mf.explain_gramian(f, net.params, net.batch, samples=samples).layers
         assert tuple(layer.name for layer in layers if layer.op == "?") == net.untapped
         assert {layer.name.split("[")[0] for layer in layers} == set(net.params)
 
@@ -396,10 +394,9 @@ def test_what_is_saved_elsewhere(engine):
         weights = [layer for layer in said.layers if layer.name.endswith("weight")]
         assert weights
         assert all("checkpointing" in layer.note for layer in weights)
+    scaled = vmap(lambda s: mf.task_gramian(lambda p, b: s * losses(p, b), net.params, net.batch))
     with pytest.raises(RuntimeError, match="activation checkpointing"):
-        vmap(lambda s: mf.task_gramian(lambda p, b: s * losses(p, b), net.params, net.batch))(
-            torch.ones(2, dtype=net.batch[0].dtype)
-        )
+        scaled(torch.ones(2, dtype=F64))
 
 
 def test_input_overwritten_after_the_call():
@@ -490,19 +487,15 @@ def test_watching_is_left_out_for_few_parameters(monkeypatch):
 
 def test_explanation_is_a_table_with_every_leaf():
     net = nn.Sequential(nn.Linear(200, 300), nn.ReLU(), nn.Linear(300, 40))
-    table = mf.explain_gramian(
-        lambda p, x: functional_call(net, p, x).square().mean(0),
-        mf.parameters(net),
-        torch.randn(16, 200),
-    )
+    losses = lambda p, x: functional_call(net, p, x).square().mean(0)  # noqa: E731
+    table = mf.explain_gramian(losses, mf.parameters(net), torch.randn(16, 200))
     assert table.rows == 40
     assert [layer.form for layer in table.layers] == ["kernel", "rows", "kernel", "rows"]
     assert all(f"\n{layer.name} " in str(table) for layer in table.layers)
     chosen = table.layers[0]
     # (XXᵀ: 16²·200) + (KΔ: 40·16²·300) + (⟨Δ, KΔ⟩: 40²·16·300) multiplications, two operations each
-    assert chosen.gflop["kernel"] == pytest.approx(
-        2e-9 * (16**2 * 200 + 40 * 16**2 * 300 + 40**2 * 16 * 300)
-    )
+    products = 16**2 * 200 + 40 * 16**2 * 300 + 40**2 * 16 * 300
+    assert chosen.gflop["kernel"] == pytest.approx(2e-9 * products)
 
 
 @pytest.mark.parametrize("tasks", [1, 2])

@@ -12,8 +12,6 @@ from tests.support.rules import SPECTRAL
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
-
-
 by_rotations = torch.ops.mtlfunc.eigenvectors
 
 
@@ -56,13 +54,8 @@ def test_small_eigenvalues_are_relatively_accurate():
 @pytest.mark.parametrize("dtype", [F64, torch.float32])
 def test_rules_and_their_derivatives_are_the_same_by_rotations(name, dtype, monkeypatch):
     rule = SPECTRAL[name]()
-    given = torch.stack(
-        [
-            gramian(family, 4, seed).to(dtype)
-            for family in ("gaussian", "spread", "near_duplicates", "duplicates", "rank_deficient")
-            for seed in range(2)
-        ]
-    )
+    names = ("gaussian", "spread", "near_duplicates", "duplicates", "rank_deficient")
+    given = torch.stack([gramian(x, 4, seed).to(dtype) for x in names for seed in range(2)])
     along = torch.linspace(-1, 2, 4, dtype=dtype)
 
     def total(matrix):
