@@ -121,7 +121,10 @@ class Net(nn.Module):
                 x.register_hook(HOOKS[self.hooks[0]])
         if HOOKS[self.hooks[1]]:
             edit = HOOKS[self.hooks[1]]
-            edited = lambda given, _: tuple(g if g is None else edit(g) for g in given)  # noqa: E731
+
+            def edited(given, _, edit=edit):
+                return tuple(g if g is None else edit(g) for g in given)
+
             x.grad_fn.register_hook(edited)
         return [head(x) for head in self.heads]
 
