@@ -75,9 +75,9 @@ def test_no_group_of_folders_grows():
     ("folder", "most"),
     [
         ("paper_repro", 16_804),
-        ("experiments", 15_445),
+        ("experiments", 15_440),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 41_600),
+        ("tests", 39_612),  # aim 38,500
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

@@ -143,7 +143,7 @@ def test_pareto_mtl_equals_literal_algorithm(count):
         J, losses = jacobian("gaussian", count, seed), rng.uniform(0.1, 2, count)
         others = rng.uniform(0.05, 1, (6, count))
         u = others[2]
-        for search in (0, 3):
+        for search in (0, 1, 3):
             rule = mf.pareto_mtl(torch.from_numpy(u), torch.from_numpy(others), search)
             expected, violated = literal_pareto_mtl(J.numpy(), losses, u, others, search > 0)
             phases.add((bool(search), violated > 0))
