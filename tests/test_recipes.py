@@ -143,15 +143,14 @@ def test_after_an_overflow_the_rules_state_stays_and_the_step_is_skipped():
     assert all(map(torch.equal, leaves(after), leaves(state)))
 
 
-def test_weights_are_of_a_part_and_heads_follow_their_own_losses():
+def test_weights_are_of_a_part_and_move_all_parameters():
     found = ran("A Gramian over a part of the trunk")
     net, info = found["net"], found["info"]
     losses = found["losses_of"](net["trunk"](found["x"]))
     rows, gramian = literal(net, losses, lambda name: name.startswith("trunk.2."))
     torch.testing.assert_close(info.weights, mf.weights(mf.mgda(), gramian))
     for name, leaf in net.named_parameters():
-        weights = info.weights if of_trunk(name) else torch.ones(3)
-        torch.testing.assert_close(leaf.grad, torch.tensordot(weights, rows[name], 1))
+        torch.testing.assert_close(leaf.grad, torch.tensordot(info.weights, rows[name], 1))
 
 
 CARRIED = {
