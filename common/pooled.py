@@ -44,7 +44,7 @@ def pooled(values: np.ndarray) -> Pooled:
     """
     import statsmodels.api as sm  # a second
 
-    if np.ptp(values) == 0:  # which has no model
+    if np.ptp(values, axis=1).max() == 0:  # which has no model
         same = estimate([*map(float, values.mean(0))])
         return Pooled(same, float(same.mean == 0), same)
     sets, seeds = values.shape

@@ -50,9 +50,9 @@ def test_a_made_up_study(tmp_path, monkeypatch):
     record.add(cell, record.runs[str(cell)][1:], "here")
     monkeypatch.setattr(power, "RECORD", record.path)
     first, second = page.sentences()
-    assert "2 of 6 methods differ from the mean loss: Nash-MTL is +1." in first
-    assert "MGDA is -" in first
-    assert "scaled to sum 1 are" in second
+    assert "2 of 6 methods differ from the mean loss in accuracy, in points: Nash-MTL by +" in first
+    assert "MGDA by -" in first
+    assert "scaled to sum 1 differ by" in second
     seeds, levels, deltas, _ = power.found(record)
     assert seeds == [*power.SEEDS]
     at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
