@@ -228,7 +228,10 @@ BAD = {
     "simplex NaN": (lambda ax: plot.simplex(torch.full((3, 3), NAN), ax=ax), "gramian:"),
     "simplex value": (lambda ax: plot.simplex(EYE, ax=ax, value="best"), "value="),
     "simplex values": (lambda ax: plot.simplex(EYE, ax=ax, value=lambda w: w), "value:"),
-    "simplex NaN value": (lambda ax: plot.simplex(EYE, ax=ax, value=lambda w: w[0].log()), "value"),
+    "simplex NaN value": (
+        lambda ax: plot.simplex(EYE, ax=ax, value=lambda w: w[0].log() * w[1]),
+        "value:",
+    ),
     "simplex sum": (lambda ax: plot.simplex(EYE, {"odd": lambda g: -g[0]}, ax), r"rules\['odd'\]:"),
     "simplex names": (lambda ax: plot.simplex(EYE, ax=ax, names=["a"]), "names:"),
     "simplex resolution": (lambda ax: plot.simplex(EYE, ax=ax, resolution=1), "resolution:"),
