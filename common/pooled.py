@@ -35,18 +35,17 @@ class Pooled(NamedTuple):
     drawn: Estimate  # by the bootstrap, 95 %
 
 
-def pooled(values: np.ndarray) -> Pooled:
-    """Differences `[setting, seed]`, at least two of each, by a mixed model and by a bootstrap.
+def mixed_model(values: np.ndarray) -> tuple[Estimate, float]:
+    """The mean of differences `[setting, seed]`, at least two of each, and p of a mean of 0.
 
     The settings are fixed effects that sum to 0, a seed is a random effect of all its settings, and
-    the mean has Student's t with one degree less than there are seeds. The bootstrap draws seeds,
-    each with all its settings.
+    the mean has Student's t with one degree less than there are seeds.
     """
     import statsmodels.api as sm  # a second
 
     if np.ptp(values, axis=1).max() == 0:  # which has no model
         same = estimate([*map(float, values.mean(0))])
-        return Pooled(same, float(same.mean == 0), same)
+        return same, float(same.mean == 0)
     sets, seeds = values.shape
     contrasts = np.vstack([np.eye(sets - 1), -np.ones(sets - 1)])  # they sum to 0 over the sets
     design = np.hstack([np.ones((values.size, 1)), np.repeat(contrasts, seeds, 0)])
@@ -57,7 +56,12 @@ def pooled(values: np.ndarray) -> Pooled:
     mean, error = float(found.fe_params[0]), float(found.bse_fe[0])
     reach = float(stdtrit(seeds - 1, 0.975)) * error
     mixed = Estimate(mean, error, mean - reach, mean + reach, seeds)
-    return Pooled(mixed, 2 * float(stdtr(seeds - 1, -abs(mean) / error)), _drawn(values.mean(0)))
+    return mixed, 2 * float(stdtr(seeds - 1, -abs(mean) / error))
+
+
+def pooled(values: np.ndarray) -> Pooled:
+    """`mixed_model`, and a bootstrap that draws seeds, each with all its settings."""
+    return Pooled(*mixed_model(values), _drawn(values.mean(0)))
 
 
 def alone(values: Sequence[float]) -> Pooled:
@@ -139,24 +143,29 @@ def against_mean(levels: Mapping[str, np.ndarray], rivals: Sequence[str]) -> dic
 
 
 def rivals_table(
-    levels: Mapping[str, np.ndarray], rivals: Sequence[str], sets: Sequence[str]
+    judged: Mapping[str, Judged], levels: Mapping[str, np.ndarray], sets: Sequence[str]
 ) -> str:
-    """`against_mean`, and each set alone, whose names are `sets`."""
-    less = {name: levels[name] - levels["mean"] for name in rivals}
+    """What `against_mean` gave, and each set alone, whose names are `sets`."""
+    less = {name: levels[name] - levels["mean"] for name in judged}
     alone: Any = [ttest_1samp(x, 0.0, axis=1) for x in less.values()]
     single = [holm(p) for p in zip(*(each.pvalue for each in alone), strict=True)]
     lines = []
-    for k, (name, each) in enumerate(against_mean(levels, rivals).items()):
+    for k, (name, each) in enumerate(judged.items()):
         own = [(less[name][i].mean(), p[k]) for i, p in enumerate(single)]
         lines.append([name, bracket(each.found.mixed), f"{each.p:.2g}", bracket(each.found.drawn)])
         shown = [f"{mean:+.2f}, p {p:.2g}, {said(mean, p)}" for mean, p in own]
         lines[-1] += [f"**{each.verdict}**", *shown]
     columns = ["less the mean loss, points", "mixed model", "Holm's p", "bootstrap", "verdict"]
     legend = (
-        f"Intervals are of 95 %, one at a time. p and the verdicts are Holm's over {len(rivals)} "
+        f"Intervals are of 95 %, one at a time. p and the verdicts are Holm's over {len(judged)} "
         "methods, in each set as well. What is not shown may be as large as the interval says."
     )
     return f"{legend}\n\n{markdown([*columns, *sets], lines)}"
+
+
+def broken(levels: np.ndarray) -> int:
+    """How many runs end below 20 % right: they broke down."""
+    return int((levels < 20).sum())
 
 
 def levels_table(
@@ -168,7 +177,7 @@ def levels_table(
     """By method its rates, accuracies on the sets in per cent, how many runs broke down, Δm."""
     lines = []
     for name, values in levels.items():
-        own = [pm(estimate([*x])) for x in values] + [f"{(values < 20).sum()}"]
+        own = [pm(estimate([*x])) for x in values] + [f"{broken(values)}"]
         lines.append([name, *rates[name], *own])
         lines[-1] += [pm(estimate([*deltas[name]]), 1)] if deltas else []
     columns = ["method", *(f"rate, {x}" for x in sets), *(f"{x}, %" for x in sets)]
@@ -181,7 +190,7 @@ def panels(
     """Differences to the mean loss, all sets together and each alone, the lowest first."""
     less = {name: levels[name] - levels["mean"] for name in names}
     names = sorted(less, key=lambda name: less[name].mean())
-    found = {"all sets, points": {name: pooled(less[name]).mixed for name in names}}
+    found = {"all sets, points": {name: mixed_model(less[name])[0] for name in names}}
     for i, which in enumerate(sets):
         found[f"{which}, points"] = {name: estimate([*less[name][i]]) for name in names}
     return found

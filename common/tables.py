@@ -60,6 +60,11 @@ def intervals(panels: Mapping[str, Mapping[str, Estimate | None]]) -> Figure:
     return fig
 
 
+def write_png(figure: Figure, path: Path) -> None:
+    """A figure for a page."""
+    write_whole(path, partial(figure.savefig, dpi=110, format="png"))
+
+
 def side_by_side(
     panels: Mapping[str, Mapping[str, Estimate | None]], colours: Mapping[str, str]
 ) -> Figure:

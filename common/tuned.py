@@ -10,7 +10,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from .machine import processor
 from .pool import perform_all
 from .progress import Progress
 from .study import Numbers
-from .tables import markdown
+from .tables import markdown, write_png
 
 
 class Grid(NamedTuple):
@@ -139,7 +138,7 @@ class Record:
         """Whether the best rate is an end of all that may be tried."""
         return self.chosen(problem, method) in map(self.grid.rate, self.grid.ends)
 
-    def said(self, problem: str, method: str) -> str:
+    def shown_rate(self, problem: str, method: str) -> str:
         """The best rate for a table."""
         given = isinstance(self.design.borrowed.get(method), float)
         edge = " (edge)" * (not given and self.edge(problem, method))
@@ -303,7 +302,7 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
             text, figure = study.shown(record)
             print(text)
             if given.figure and figure:
-                write_whole(given.figure, partial(figure.savefig, dpi=110, format="png"))
+                write_png(figure, given.figure)
         elif given.what == "row":
             print(_again(study, given, record))
         else:

@@ -1,16 +1,15 @@
 """What `python -m experiments.molecules` found, for docs/molecules.md and the README."""
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.pooled import alone, holm
 from common.problems.molecules import NAMES
+from common.tables import write_png
 from common.tuned import Record
 from docs.blocks import bullets, marked, paragraph, replaced
 from experiments.molecules import __main__ as study
-from mtlfunc.core.files import write_whole
 
 PAGE = Path(__file__).parent / "molecules.md"
 FIGURE = (
@@ -33,7 +32,7 @@ def write() -> None:
     said = bullets(_observed(study.found(kept)))
     block = marked("molecules", verdicts, paragraph(order), FIGURE, made, said)
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "molecules", block))
-    write_whole(PAGE.with_suffix(".png"), partial(figure.savefig, dpi=110, format="png"))
+    write_png(figure, PAGE.with_suffix(".png"))
 
 
 def _observed(found: study.Found) -> list[str]:

@@ -1,26 +1,24 @@
 """What `python -m experiments.multimnist.power` found, for docs/benchmarks.md and the README."""
 
-import re
 from collections import Counter
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.files import DataError
 from common.intervals import bracket, estimate
-from common.pooled import against_mean, pooled
-from common.tables import markdown
+from common.pooled import against_mean, broken, mixed_model
+from common.tables import markdown, write_png
 from common.tuned import Record
 from docs.blocks import marked, paragraph, replaced
 from experiments.multimnist import power as study
-from mtlfunc.core.files import write_whole
 
 PAGE = Path(__file__).parent / "benchmarks.md"
 CPU = study.RECORD.with_name("power-cpu.json")
 """Runs of a CPU, of cells of which the record has a device's."""
 FIGURE = "![Accuracy less the mean loss's of six rivals and two variants of Nash-MTL, three sets "
 FIGURE += "together and one by one, with 95 % intervals, one at a time](images-power.png)"
+CAPTION = "*Accuracy less the mean loss's, in points. Grey are variants of Nash-MTL.*"
 TITLES = {study.NASH: "Nash-MTL", "uw": "UW", "pcgrad": "PCGrad", "cagrad": "CAGrad"}
 TITLES |= {study.MGDA: "MGDA", "gradnorm": "GradNorm"}
 
@@ -30,41 +28,46 @@ def write() -> None:
     record = Record(study.RECORD, study.DESIGN)
     text, figure = study.shown(record)
     parts = [part if part.startswith("|") else paragraph(part) for part in text.split("\n\n")]
-    block = marked("power", *parts, FIGURE, *devices(record))
+    block = marked("power", *parts, FIGURE, CAPTION, *devices(record))
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), "power", block))
-    name = PAGE.with_name("images-power.png")
-    write_whole(name, partial(figure.savefig, dpi=110, format="png"))
+    write_png(figure, PAGE.with_name("images-power.png"))
 
 
 def devices(record: Record) -> list[str]:
     """How a device's runs differ from those of a CPU, by rate."""
     pairs: dict[str, list[list[float]]] = {}
     for cell, there in Record(CPU, study.DESIGN).runs.items():
-        found = re.search(r"rate ([\d.]+), seed (\d+)", cell)
-        if found is None or cell not in record.runs or " alone" in cell:
+        if cell not in record.runs:
             raise SystemExit(f"{CPU}: {cell} is not a run of {record.path}")
-        what = "choose" if int(found[2]) in study.GRID.tuning else "decide"
-        both = [row[2:4] for row in (record.runs[cell], there)]
-        levels = [10.0 if None in row else 50 * sum(row) for row in both]
-        pairs.setdefault(f"{found[1]}, seeds that {what}", []).append(levels)
+        method, rate, what = _parts(cell)
+        both = [study.of_run(method, row) for row in (record.runs[cell], there)]
+        pairs.setdefault(f"{rate}, seeds that {what}", []).append([*np.nanmean(both, 1)])
     lines = []
     for name in sorted(pairs):
         device, cpu = np.array(pairs[name]).T
         less = bracket(estimate([*map(float, device - cpu)])) if len(cpu) > 1 else "–"
         median = f"{np.median(device - cpu):+.2f}"
-        below = [f"{(levels < 20).sum()}" for levels in (device, cpu)]
+        below = [f"{broken(levels)}" for levels in (device, cpu)]
         lines.append([name, f"{len(cpu)}", less, median, *below])
     columns = ["rate", "runs", "GPU less CPU, points", "median", "GPU below 20 %", "CPU below 20 %"]
     first = sum("choose" in name and len(levels) for name, levels in pairs.items())
     gpu = [k for k, made in enumerate(record.made) if "NVIDIA" in made]
-    cells = [cell.split(", rate ") for cell, row in record.runs.items() if row[0] in gpu]
-    decide = [of for of, rest in cells if int(rest.split()[-1]) not in study.GRID.tuning]
+    cells = [cell for cell, row in record.runs.items() if row[0] in gpu]
+    decide = [cell.rpartition(", rate ")[0] for cell in cells if _parts(cell)[2] == "decide"]
     counts = "; ".join(f"{what} ({count})" for what, count in Counter(decide).items())
     said = f"""Some runs were made on a GPU and on a CPU, and the record has those of the GPU: also
         of {first} that a CPU had made before, which choose rates. Of the runs that decide, the GPU
         made these, and a CPU all others: {counts}. At a rate where training may break down the two
         differ, and it is not known why:"""
     return [paragraph(said), markdown(columns, lines)]
+
+
+def _parts(cell: str) -> tuple[str, str, str]:
+    """Method, rate, and what a run's seed is for, from the name of a run in the record."""
+    name, seed = cell.rsplit(", seed ", 1)
+    of, rate = name.rsplit(", rate ", 1)
+    method = of.partition(", ")[2]
+    return method, rate, "choose" if int(seed) in study.GRID.tuning else "decide"
 
 
 def sentences() -> list[str]:
@@ -86,12 +89,12 @@ def sentences() -> list[str]:
     lines = [f"{said} loss in accuracy{', in points: ' * bool(shown)}{', '.join(shown)}."]
     if rivals[study.NASH].verdict == "above":
         own, lengths = (
-            bracket(pooled(found.levels[name] - found.levels["mean"]).mixed)
+            bracket(mixed_model(found.levels[name] - found.levels["mean"])[0])
             for name in (study.ARMS[0], study.LENGTHS)
         )
-        broken = (found.levels[study.LENGTHS] < 20).sum()
+        failed = broken(found.levels[study.LENGTHS])
         lines.append(
             f"""Nash-MTL's weights scaled to sum 1 differ by {own}, and the mean loss at Nash-MTL's
-            step lengths by {lengths}, where {broken} runs broke down."""
+            step lengths by {lengths}, where {failed} runs broke down."""
         )
     return lines

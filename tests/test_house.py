@@ -75,7 +75,7 @@ def test_no_group_of_folders_grows():
     ("folder", "most"),
     [
         ("paper_repro", 16_804),
-        ("experiments", 15_440),
+        ("experiments", 15_441),
         ("experiments/benchmarks", 2_464),  # of these
         ("tests", 39_617),  # aim 38,500
     ],

@@ -80,7 +80,7 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
     more = {}
     for name in levels:
         own = [row[2] for k, row in record.runs.items() if k.startswith(f"{name}, rate ")]
-        more[name] = [record.said("", name), f"{np.median(own):.0f}"]
+        more[name] = [record.shown_rate("", name), f"{np.median(own):.0f}"]
     verdicts = pooled.alone_table(levels, METHODS[1:], more, ["rate", "seconds", "Δm, %"])
     parts = [f"{state}.", verdicts, pooled.order(PUBLISHED, levels)]
     every: Any = {name: zip(*of.values(), strict=True) for name, of in errors.items()}

@@ -4,7 +4,6 @@ power.md says what was decided before any run.
 """
 
 import functools
-import itertools
 import json
 import math
 import sys
@@ -55,6 +54,13 @@ def differences(path: Path) -> dict[str, np.ndarray]:
     return {name: 100 * (level[name] - level["mean"]) for name in EARLIER}
 
 
+def of_run(method: str, row: Sequence[Any]) -> list[float]:
+    """Accuracies `[task]` of a row of the record, as in `accuracies`."""
+    learnt = {i: row[2 + i] for i, x in enumerate(TASKS) if method in (ALONE[x], *JOINT)}
+    found = {i: 10.0 if None in learnt.values() else 100 * x for i, x in learnt.items()}
+    return [found.get(i, math.nan) for i in range(len(TASKS))]
+
+
 def accuracies(
     record: tuned.Record, methods: Sequence[str]
 ) -> tuple[list[int], dict[str, np.ndarray]]:
@@ -62,17 +68,10 @@ def accuracies(
     for a run that stopped being finite, NaN for a task that is not learnt. Raises DataError for
     fewer than two seeds.
     """
-
-    def of(name: str, row: Sequence[Any]) -> list[float]:
-        learnt = [ALONE[task] == name or name not in SINGLE for task in TASKS]
-        broken = None in itertools.compress(row[2:4], learnt)
-        pairs = zip(learnt, row[2:4], strict=True)
-        return [(10.0 if broken else 100 * x) if own else math.nan for own, x in pairs]
-
     found = record.whole(methods)
     every = [
-        [[of(name, row) for row in rows] for name, rows in zip(methods, by_method, strict=True)]
-        for by_method in found.values()
+        [[of_run(name, row) for row in rows] for name, rows in zip(methods, each, strict=True)]
+        for each in found.values()
     ]
     return list(found), dict(zip(methods, np.array(every).transpose(1, 3, 2, 0), strict=True))
 
@@ -112,13 +111,15 @@ def found(record: tuned.Record) -> Found:
 def shown(record: tuned.Record) -> tuple[str, Figure]:
     """What the record says so far. Raises DataError for fewer than two whole seeds."""
     seeds, levels, deltas, waits = found(record)
-    state = ", so that the verdicts are provisional" * (len(seeds) < len(SEEDS))
-    gains = bool(waits) or against_mean(levels, RIVALS)[NASH].verdict.startswith("above")
-    waits = f"The other methods are not compared yet. {waits}."
-    rivals = rivals_table(levels, RIVALS, SETS) if "uw" in levels else waits
-    rates = {name: [record.said(which, name) for which in SETS] for name in levels}
-    parts = [f"{len(seeds)} of {len(SEEDS)} seeds{state}.", rivals]
-    parts.append(arms_table(levels, NASH, ARMS, gains=gains))
+    state = f"{len(seeds)} of {len(SEEDS)} seeds"
+    state += ", so that the verdicts are provisional" * (len(seeds) < len(SEEDS))
+    gains, rivals = True, f"The other methods are not compared yet. {waits}."
+    if not waits:
+        judged = against_mean(levels, RIVALS)
+        gains = judged[NASH].verdict.startswith("above")
+        rivals = rivals_table(judged, levels, SETS)
+    rates = {name: [record.shown_rate(which, name) for which in SETS] for name in levels}
+    parts = [f"{state}.", rivals, arms_table(levels, NASH, ARMS, gains=gains)]
     parts += [levels_table(rates, levels, deltas, SETS), record.machines()]
     drawn = panels(levels, [x for x in levels if x not in ("mean", *BORROWED)], SETS)
     return "\n\n".join(parts), side_by_side(drawn, dict.fromkeys(ARMS, "C7"))
