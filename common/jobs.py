@@ -1,10 +1,12 @@
 """A job, in the process that it runs in: what it says, and what it was computed by."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest.mock import patch
 
 from . import sources
+from .machine import threads
 
 Job = TypeVar("Job")
 at_work = SimpleNamespace(say=lambda what: None, send=lambda said: None, digests={})
@@ -39,3 +41,12 @@ def answer(perform: Callable[[Job], Any], number: int, job: Job) -> Any:
     finally:
         at_work.say = before
         check()
+
+
+def answer_here(
+    perform: Callable[[Job], Any], jobs: Sequence[Job], heard: Callable[[int, Any], object]
+) -> None:
+    """All jobs, one by one in this process, which may be at work on one itself."""
+    with threads(1), patch.multiple(at_work, send=lambda said: heard(*said), digests={}):
+        for number, job in enumerate(jobs):
+            heard(number, answer(perform, number, job))

@@ -5,12 +5,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
-from unittest.mock import patch
 
 from . import sources
 from .files import DataError
-from .jobs import Died, Job, answer, at_work
-from .machine import threads
+from .jobs import Died, Job, answer, answer_here
 from .processes import Processes
 from .signals import unbroken
 
@@ -25,15 +23,11 @@ def perform_all(
     tick: Callable[[], object] = lambda: None,
 ) -> None:
     """Every job. What is at work when something is raised, Ctrl-C say, is ended at once and lost.
-    `sources.Edited` is, and nothing heard, where the code of a result is not that of the keys here.
-    Each process has one torch thread: the tensors are small, and threads that wait for one another
-    cost more than they save.
+    `sources.Edited` is, and nothing heard, where a result is of other code than the keys here.
 
     Args:
         perform: from a job to its result; with several workers it and both ends are pickled.
-        jobs: what to do.
-        workers: processes side by side; with 1 all is done in this one. A text is the address of a
-            Dask scheduler.
+        workers: how many processes, 1 for this one alone; or the address of a Dask scheduler.
         hear: gets a job and what it says, in the end its result; Ctrl-C waits for it.
         died: gets a job that ended several workers. Without it Died is raised after all others.
         tick: called twice a second while workers are at work.
@@ -47,18 +41,17 @@ def perform_all(
             hear(jobs[number], what)
 
     def take(number: int, what: Any) -> None:
-        if number not in left:
-            return  # words of a worker that was given up
-        if isinstance(what, Future):
-            left.remove(number)
-            try:
-                what = what.result()
-            except executor.LOST as error:
-                lost[number] = Died(str(error))
-                if died and not far:
-                    died(jobs[number], lost.pop(number))
-                return
-        heard(number, what)
+        if not isinstance(what, Future):
+            if number in left:  # else words of a worker that was given up
+                heard(number, what)
+            return
+        left.remove(number)
+        if isinstance(error := what.exception(), executor.LOST):
+            lost[number] = Died(str(error))
+            if died and not far:
+                died(jobs[number], lost.pop(number))
+        else:
+            heard(number, what.result())
 
     def complete(some: Iterable[int]) -> None:
         for number in some:
@@ -71,12 +64,8 @@ def perform_all(
             executor.tick()
             tick()
 
-    numbers = range(len(jobs))
     if workers == 1 or not jobs or (len(jobs) < 2 and not far):
-        with threads(1), patch.multiple(at_work, send=lambda said: heard(*said), digests={}):
-            for number in numbers:  # the caller may be a job, too
-                heard(number, answer(perform, number, jobs[number]))
-        return
+        return answer_here(perform, jobs, heard)
     if isinstance(workers, int):
         executor = Processes(workers, events.put)
     else:
@@ -85,14 +74,13 @@ def perform_all(
         executor = Scheduler(workers, events.put)
     try:
         with executor:
-            complete(numbers)
+            complete(range(len(jobs)))
             for number in [*lost] if far else ():
                 del lost[number]  # who waited on a worker that was ended is also blamed: each alone
                 complete([number])
     except BaseException:
         with suppress(Empty, OSError, DataError):  # a full disk or an edit is known
-            while True:
-                number, what = events.get_nowait()
+            for number, what in iter(events.get_nowait, None):  # until it is empty
                 if not isinstance(what, Future) or not (what.cancelled() or what.exception()):
                     take(number, what)
         raise

@@ -1,4 +1,6 @@
-"""An executor of processes of this machine, each with one thread."""
+"""An executor of processes of this machine, each with one thread: on small tensors several threads
+wait for one another.
+"""
 
 import multiprocessing
 import os
