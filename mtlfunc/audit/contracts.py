@@ -16,7 +16,7 @@ from torch.func import vmap
 
 from ..core.internals import tree_flatten, tree_leaves, tree_map
 from ..testing.integers import integers, pick
-from ..testing.judge import attempt, describe_error, quiet
+from ..testing.judge import attempt, describe_error, global_random, quiet
 from ..types import Geometry
 from . import instances
 from .harness import EVERY, MANY, Finding, Harness, Inapplicable, Weigh, same, usual
@@ -51,8 +51,8 @@ REMEMBERS = (
     "remembered outside the state, or drawn without the key that init gets"
 )
 GLOBAL = (
-    "the rule draws from torch's global generator; numbers come from the key that init gets (see "
-    "mtlfunc.random)"
+    "the rule draws from a global generator, or seeds it; numbers come from the key that init gets "
+    "(see mtlfunc.random)"
 )
 UNMOVED = "no update changed the state that init returns: return the new one, or () for none"
 BATCHES = (1, 2, 3, 4, 5, 64)  # instances in one vmap, each number tried with two and three tasks
@@ -271,16 +271,15 @@ def check_many(harness: Harness) -> Finding:
 def check_purity(harness: Harness) -> Finding:
     """The same Gramian, losses and state give the same weights, and nothing else happens.
 
-    torch's global generator and grad mode stay as they were. Every case comes twice, the second
+    Global generators and grad mode stay as they were. Every case comes twice, the second
     time in the opposite order. `harness` notes whether answers repeat, and in-place changes.
     """
     cases, first, tested, seen, where = [*enumerate(harness.few())], {}, 0, "", None
     for i, case in [*cases, *reversed(cases)]:
         with quiet(), torch.enable_grad():  # from a state that no rule's own seed leaves
-            generator = torch.default_generator.manual_seed(tested + 2**40).get_state()
-            weights = attempt(harness.weigh, *case)
-            recorded = torch.is_grad_enabled()
-            moved = not torch.equal(generator, torch.get_rng_state())
+            torch.default_generator.manual_seed(tested + 2**40)
+            generators, weights = global_random(), attempt(harness.weigh, *case)
+            moved, recorded = global_random() != generators, torch.is_grad_enabled()
         if weights is None:  # "valid weights" reports it
             continue
         tested, wrong = tested + 1, ""
@@ -454,7 +453,6 @@ def check_epsilon(harness: Harness) -> Finding:
 
 
 Test = Callable[[Harness], Finding]
-
 CONTRACTS: dict[str, Test] = {
     "valid weights": lambda harness: search(harness, VALID),
     "vmapped == loop": check_batching,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from numpy import random as numpy_random
+from numpy.random import get_state
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -148,7 +149,7 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     tolerance = max(tolerance, torch.finfo(problem.gramian.dtype).eps)
     with enable_grad():  # tensors of the inference mode have no version
         given = type(problem)(*(x.clone() for x in problem))
-    versions, drawn = [x._version for x in given], _global_random()
+    versions, drawn = [x._version for x in given], global_random()
     try:
         with quiet():
             answer = solver(given)
@@ -157,7 +158,7 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
         return Verdict(0.0, refused=describe_error(error))
     except Exception as error:  # whatever a solver may raise
         return Verdict(float("inf"), describe_error(error))
-    if _global_random() != drawn:
+    if global_random() != drawn:
         return Verdict(float("inf"), "it draws from global random numbers: take a key", weights)
     for i, (name, after) in enumerate(zip(problem._fields, given, strict=True)):
         # with the values that it has, or past torch, as by NumPy
@@ -173,8 +174,9 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     return Verdict(error, "", weights)
 
 
-def _global_random() -> tuple[Any, ...]:
-    return torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
+def global_random() -> tuple[Any, ...]:
+    """The states of the global generators of torch, NumPy and Python."""
+    return torch.get_rng_state().tolist(), random.getstate(), str(get_state(legacy=False))  # noqa: NPY002
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:

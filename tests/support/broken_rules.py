@@ -1,5 +1,6 @@
 """Rules that are broken on purpose, with what the audit must say of them."""
 
+import random
 from typing import NamedTuple
 
 import numpy as np
@@ -86,6 +87,11 @@ def global_noise(gramian):
 
 def moves_the_generator(gramian):
     torch.rand(1)
+    return uniform(gramian)
+
+
+def seeds_python(gramian):
+    random.seed(1)
     return uniform(gramian)
 
 
@@ -403,15 +409,16 @@ BY_PROPERTY = {
     "purity": {
         "NumPy's random numbers": (
             lambda g: torch.from_numpy(np.random.rand(len(g))).to(g),  # noqa: NPY002
-            "or drawn without the key"),
+            "draws from a global generator"),
+        "a seed for Python": (seeds_python, "or seeds it"),
         "hidden memory of the last call": (remembers_the_last(),
                                            "something is remembered outside the state"),
         "changes the Gramian": (mutates, "the rule changes the gramian in place"),
         "changes its state": (stateful(lambda geometry, state: (state.add_(1) / len(state), state)),
                               "the rule changes its state in place"),
-        "global generator": (global_noise, "draws from torch's global generator"),
+        "global generator": (global_noise, "draws from a global generator"),
         "global generator for nothing": (moves_the_generator,
-                                         "draws from torch's global generator"),
+                                         "draws from a global generator"),
         "counts calls at T = 5": (counting_dict(), "remembered outside the state"),
         **{f"a Gramian edited in place at T = {count}": (
             only(count, in_place), "changes the gramian in place") for count in (1, 5, 6, 8, 128)},
