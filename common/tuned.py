@@ -231,6 +231,8 @@ def _run(
     code = sources.key(sources_of(study.here), torch.__version__)[:16]
     where = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
     made = f"{where}, torch {torch.__version__}, code {code}"
+    if others := sum(record.made[row[0]] != made for row in record.runs.values()):
+        print(f"{others} of {record.path.name}'s runs are of other code or machines; all count")
     for doing, cells in to_do(record):
         jobs: dict[object, list[Cell]] = {}
         for cell in cells:

@@ -19,7 +19,7 @@ RAISES = {power.NASH: 1.0, power.MGDA: -1.0, power.LENGTHS: 1.0}
 PEAKS = {power.NASH: -1, "uw": 6, power.MGDA: 12}
 
 
-def test_a_made_up_study(tmp_path, monkeypatch):
+def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     """It tries rates up to the best one, and finds the effects that there are and no others."""
     draw, record = np.random.default_rng(3), tuned.Record(tmp_path / "power.json", power.DESIGN)
     record.made.append("here")
@@ -75,6 +75,10 @@ def test_a_made_up_study(tmp_path, monkeypatch):
     others.add(more, [0.1], "there")
     record.add(job._replace(seed=998), [0.2], "here")  # of a command that began before
     assert tuned.Record(record.path, power.DESIGN).runs[str(more)] == [1, 0.1]
+    monkeypatch.setattr(power, "performer", lambda *of: None)  # nothing is left to perform
+    call = [f"--record={record.path}", "run", f"--data={tmp_path}", f"--out={tmp_path}"]
+    assert power.main(call) == 0
+    assert f"{len(record.runs)} of power.json's runs are of other code" in capsys.readouterr().out
 
 
 def test_analyses():
