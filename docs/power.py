@@ -70,31 +70,29 @@ def _parts(cell: str) -> tuple[str, str, str]:
     return method, rate, "choose" if int(seed) in study.GRID.tuning else "decide"
 
 
-def sentences() -> list[str]:
-    """Of the README; none before all seeds are there."""
-    try:
-        found = study.found(Record(study.RECORD, study.DESIGN))
-    except DataError:
-        return []
-    if found.waits or len(found.seeds) < len(study.SEEDS):
-        return []
+def sentence() -> str:
+    """Of the README. Raises DataError before all methods are compared."""
+    found = study.found(Record(study.RECORD, study.DESIGN))
+    if found.waits:
+        raise DataError(found.waits)
     rivals = against_mean(found.levels, study.RIVALS)
     shown = [
         f"{TITLES[name]} by {bracket(each.found.mixed)}{' (not confirmed)' * each.found.drawn.open}"
         for name, each in rivals.items()
         if each.verdict != "not shown"
     ]
-    where = f"On [three sets of real images](docs/benchmarks.md#twenty-seeds), {len(found.seeds)}"
-    said = f"{where} seeds show that {len(shown)} of {len(rivals)} methods differ from the mean"
-    lines = [f"{said} loss in accuracy{', in points: ' * bool(shown)}{', '.join(shown)}."]
+    seeds, planned = len(found.seeds), len(study.SEEDS)
+    state = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds, provisional"
+    said = f"""On [three sets of images](docs/benchmarks.md#twenty-seeds), {len(shown)} of
+        {len(rivals)} methods are shown to differ from the mean loss in accuracy (points,
+        {state})"""
+    said += f"{': ' * bool(shown)}{', '.join(shown)}."
     if rivals[study.NASH].verdict == "above":
         own, lengths = (
             bracket(mixed_model(found.levels[name] - found.levels["mean"])[0])
             for name in (study.ARMS[0], study.LENGTHS)
         )
         failed = broken(found.levels[study.LENGTHS])
-        lines.append(
-            f"""Nash-MTL's weights scaled to sum 1 differ by {own}, and the mean loss at Nash-MTL's
-            step lengths by {lengths}, where {failed} runs broke down."""
-        )
-    return lines
+        said += f""" Nash-MTL with weights of sum 1 differs by {own}, the mean loss at its step
+            lengths by {lengths} ({failed} runs broke down)."""
+    return said

@@ -366,10 +366,10 @@ def summary(page: str) -> str:
         f"""Of {count["judged"]} claims about PCGrad, MGDA, CAGrad, GradNorm and others,
         {count["holds"]} hold as stated, {count["does not hold"]} do not, and [the
         others](docs/claims.md) need a condition or stay open.""",
-        *(power.sentences() or images.sentences(judged_images.kept(), page)),
+        power.sentence(),
         molecules.sentence(),
-        f"""On {problems} small problems {who} of {rivals} methods, each at its best learning rate,
-        {are} significantly better than the mean.""",
+        f"""On {problems} small problems {who} of {rivals} methods at its best rate {are}
+        significantly better than the mean.""",
     ]
     return marked("summary", bullets(lines))
 

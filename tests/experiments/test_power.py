@@ -49,10 +49,11 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     cell = Cell("mnist", "mean", "", record.chosen("mnist", "mean"), 101)
     record.add(cell, record.runs[str(cell)][1:], "here")
     monkeypatch.setattr(power, "RECORD", record.path)
-    first, second = page.sentences()
-    assert "2 of 6 methods differ from the mean loss in accuracy, in points: Nash-MTL by +" in first
-    assert "MGDA by -" in first
-    assert "scaled to sum 1 differ by" in second
+    told = " ".join(page.sentence().split())
+    said = "2 of 6 methods are shown to differ from the mean loss in accuracy (points, 20 seeds): "
+    assert f"{said}Nash-MTL by +" in told
+    assert "MGDA by -" in told
+    assert "of sum 1 differs by" in told
     seeds, levels, deltas, _ = power.found(record)
     assert seeds == [*power.SEEDS]
     at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
