@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from random import getstate
 from typing import Any, NamedTuple
 
 import torch
@@ -176,7 +176,7 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 def global_random() -> tuple[Any, ...]:
     """The states of the global generators of torch, NumPy and Python."""
-    return torch.get_rng_state().tolist(), random.getstate(), str(get_state(legacy=False))  # noqa: NPY002
+    return torch.get_rng_state().tolist(), getstate(), str(get_state(legacy=False))  # noqa: NPY002
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
