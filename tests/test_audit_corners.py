@@ -117,6 +117,9 @@ VERDICTS = {  # a rule, a property, how many instances, and what is said
                           "(0, 2), without an error"),
     "a refusal": (refuses, LOW, 20, "not applicable", "the rule refuses losses of 0 and below"),
     "low losses": (lambda g, losses: torch.softmax(losses, -1), LOW, 20, "holds", ""),
+    "losses that it does not say it reads": (
+        stateful(lambda g, s: (torch.softmax(g.losses.nan_to_num(), -1), s), reads=frozenset()),
+        "NaN", 20, "fails", "although the loss of task 0 is NaN"),
     "NaN at conflicts": (reads_at_conflicts, "NaN", 400, "fails", "although the gradient of task"),
     # numbers that differ are not written alike
     "nearly 1": (lambda g: (1 + 2e-5) * uniform(g), "identical tasks", 400, "fails",
@@ -130,6 +133,19 @@ def test_what_is_said_of_a_rule(case):
     row = row_of(rule, name, instances=instances)
     assert row.status == status, row.detail
     assert detail in row.detail
+
+
+def test_nan_that_is_written_over_is_reported():
+    def written(gramian: Any) -> Any:
+        return torch.softmax(gramian.nan_to_num_().diagonal(), 0)
+
+    assert "the rule changes the gramian in place" in str(audit(written, instances=5))
+
+
+def test_what_a_rule_reads_of_extra_may_be_nan():
+    rule = stateful(lambda g, s: (torch.softmax(g.extra["n"].nan_to_num(), -1), s))
+    row = row_of(rule, "NaN", instances=20, extra=lambda jacobian, _: {"n": jacobian.sum(-1)})
+    assert "although the gradient of task 0 is NaN" in row.detail
 
 
 def test_rounding_of_a_zero_direction_is_no_failure():

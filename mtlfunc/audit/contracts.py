@@ -306,12 +306,12 @@ def check_state(harness: Harness) -> Finding:
             try:
                 state = harness.start(case.losses[0])
                 seen = harness.geometry(case.jacobian, case.losses[-1])
-                _, following, _ = harness.step(seen, state)
+                _, following, changed = harness.step(seen, state)
             except Exception:  # "valid weights" reports it
                 continue
             any_state |= bool(tree_leaves((state, following)))
             wrong = misfit(harness, seen, state, following) or reload(harness, case, following)
-            moved |= not same(state, following)
+            moved |= bool(changed) or not same(state, following)
             tested += 1
             if wrong:
                 return Finding(tested, wrong, case)

@@ -129,7 +129,8 @@ class Harness:
             here, share = here & present, present.to(losses) / present.sum().clamp_min(1)
             jacobian, losses = jacobian * present[:, None], losses * present
         measured = {} if self.extra is None else self.extra(jacobian, losses)
-        return Geometry(losses.clone(), jacobian @ jacobian.mT, share.clone(), here, measured)
+        gramian = jacobian @ jacobian.mT if may_read(self.rule, "gramian") else None
+        return Geometry(losses.clone(), gramian, share.clone(), here, measured)
 
     def weigh(
         self,
@@ -173,9 +174,8 @@ class Harness:
         return found
 
     def _learn_inputs(self) -> None:
-        """What the weights depend on: as the rule says, or else by running it."""
-        known = self.rule.reads is not None
-        self.reads_losses: bool = known and may_read(self.rule, "losses")
+        """What the weights depend on: as the rule says, and by running it."""
+        self.reads_losses: bool = self.rule.reads is not None and may_read(self.rule, "losses")
         self.draws: bool = False
         self.updates: int = 1
         with quiet():
@@ -188,8 +188,6 @@ class Harness:
                 plain = [attempt(self.weigh, each, level) for each in rows]
                 keyed = [attempt(self.weigh, each, level, torch.tensor(1)) for each in rows]
                 self.draws |= not same(plain, keyed)
-                if known:
-                    continue
                 low = [level.index_fill(-1, torch.tensor(t), -1.0) for t in range(count)]
                 for losses in (*low, falling):
                     tried = [attempt(self.weigh, each, losses) for each in rows]
@@ -204,7 +202,7 @@ class Harness:
             found = pool.weights[(losses == losses[0]).flatten(1).all(1) & pool.valid]
             return bool((found != found[:1]).any())
 
-        return may_read(self.rule, "gramian") and any(map(differ, map(self.pool, (2, 3))))
+        return any(map(differ, map(self.pool, (2, 3))))
 
     def ready(self, rows: Tensor, updates: int = 0) -> Case:
         """Jacobians with their losses; of many tasks two updates at most: a state may need one."""
@@ -279,4 +277,4 @@ def changes(before: tuple[Geometry, Any], after: tuple[Geometry, Any]) -> str:
 
 
 def _kind(x: Any) -> str:
-    return "None" if x is None else f"a {type(x).__name__}"
+    return "None" if x is None else f"a {type(x).__name__}{' (audit that)' * isinstance(x, Rule)}"

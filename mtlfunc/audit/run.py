@@ -111,7 +111,7 @@ def not_tried(harness: Harness, wanted: list[str]) -> tuple[str, ...]:
     if not harness.vmapped:
         said.append("most integer Jacobians, since the rule cannot be vmapped")
     if harness.updates > 1:
-        said.append(f"more than {LONG} updates")
+        said.append(f"more than {LONG} updates, and what is remembered of absent tasks")
     return (*said, "torch.compile", "other devices than the CPU")
 
 

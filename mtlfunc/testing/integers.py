@@ -108,6 +108,7 @@ def literal(x: Tensor) -> str:
     def written(v: Any) -> str:
         if isinstance(v, list):
             return f"[{', '.join(map(written, v))}]"
-        return f"{v:.0f}." if v == round(v) and abs(v) < 1e6 else repr(v)
+        whole = abs(v) < 1e6 and v == round(v)
+        return f"{v:.0f}." if whole else repr(v).replace("nan", "torch.nan")
 
     return f"torch.tensor({written((x + 0.0).tolist())}{'' if exact else ', dtype=torch.float64'})"

@@ -441,6 +441,9 @@ BY_PROPERTY = {
         "None": (lambda g: None, "returned None in place of a tensor [1]", 1),
         "update without state": (stateful(lambda geometry, state: state),
                                  "update returned a Tensor in place of (weights, state)", 1),
+        "a Gramian that it does not say it reads": (
+            mf.Rule(lambda losses, key: (), lambda seen, state: (seen.gramian[0], state),
+                    frozenset({"losses"})), "raises TypeError: 'NoneType'", 1),
         "NaN from the 21st update on": (breaks_at_update(21), "weights are (nan) (at update 21)", 1)
     },
     "continuity": {"a jump": (halves, "the direction jumps from", 2)},
