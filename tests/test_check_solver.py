@@ -435,6 +435,15 @@ def test_agree_where_weights_tie_and_not_where_one_is_wrong():
         testing.assert_agree(EXACT, uniform, problem)
 
 
+def test_dual_weights_are_named_and_others_are_not():
+    problem = solvers.cagrad(torch.diag(torch.tensor([1.0, 4.0], dtype=F64)), 0.4)
+    exact = EXACT(problem)
+    for weights, named in ((exact.dual, True), (0.99 * exact.weights, False)):
+        with pytest.raises(AssertionError) as error:
+            testing.assert_agree(exact, weights, problem)
+        assert ("these are the dual's weights" in str(error.value)) == named
+
+
 def test_a_refusal_does_not_agree():
     problem = solvers.min_norm(torch.eye(7, dtype=F64))
     with pytest.raises(AssertionError, match="one: raises ValueError: faces: 7 tasks"):

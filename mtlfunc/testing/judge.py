@@ -184,9 +184,10 @@ def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -
     # near stationary points a direction is far off where the objective hardly is
     text = f"certified error {error:.1e} of the direction; its objective: "
     text += str(certify(problem, weights))
-    if isinstance(problem, CAGrad) and float(weights.amin()) > -tolerance:
-        dual = weights / weights.sum()
-        if float(certified_error(problem, problem.recover(dual))) < min(error, tolerance):
+    whole = (weights.sum() - 1).abs() <= tolerance and weights.amin() > -tolerance
+    if isinstance(problem, CAGrad) and bool(whole):
+        recovered = problem.recover(weights)
+        if float(certified_error(problem, recovered)) < min(error, tolerance):
             text += "; these are the dual's weights, return problem.solution(problem.recover(w), w)"
     return text
 
