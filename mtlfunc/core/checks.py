@@ -372,7 +372,7 @@ def check_weights(weights: Any, shape: Sequence[int]) -> None:
         raise ValueError(f"rule: expected weights of shape {list(shape)} from update, got {found}")
     if weights.is_complex():
         raise ValueError(f"rule: expected real weights from update, got {weights.dtype}")
-    check_finite(weights, "weights (the rule's answer)")
+    check_finite(weights, "weights (the rule's answer)", cures=", and the rule for 0/0")
 
 
 def check_losses(losses: Tensor, tasks: Any) -> None:

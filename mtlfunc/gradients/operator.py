@@ -273,7 +273,7 @@ class TaskJacobian:
         """
         rows = torch.eye(len(self), device=self.forward.value.device)
         try:
-            rows = rows[which].reshape(-1, len(self))
+            rows = rows[[which] if isinstance(which, bool) else which].reshape(-1, len(self))
         except (IndexError, TypeError, RuntimeError, ValueError):
             rows = rows[:0]
         if not len(rows):
