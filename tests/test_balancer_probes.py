@@ -106,12 +106,9 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, absent,
 
 
 def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
-    def encode(params, x):
-        return x
-
     for probe in (
         mf.second_evaluation(mf.jacobian(TRUNK)),
-        mf.representation(encode, lambda params, z, x: z),
+        mf.representation(lambda params, x: x, lambda params, z, x: z),
     ):
         with pytest.raises(ValueError, match=r"probe: it calls the model itself.*mtlfunc\.balance"):
             mf.Balancer(net, mf.mgda(), probe)

@@ -23,14 +23,30 @@ from tests.support.registry import PROBLEMS, SOLVERS
 F64 = torch.float64
 
 
+def unlike(e):
+    """Problems whose gradients' lengths are powers of ten apart, with a wrong answer each: CAGrad's
+    right one gives the short gradient all of the ball, the cone's has 0.6·10^-e of the long one;
+    the shortest vector is about as long as the shortest gradient, the other one as the next.
+    """
+    ball, hull = (10.0 ** torch.tensor(x, dtype=F64) for x in ([-e, e], [-e, 0, 0, e]))
+    rows = torch.tensor([[1.0, 0.0], [-0.6 * 10.0**e, 0.8 * 10.0**e]], dtype=F64)
+    cone = solvers.dual_cone(rows @ rows.mT, torch.tensor([1.0, 0.0], dtype=F64))
+    return [
+        (solvers.cagrad(torch.diag(ball**2), 0.5), [0.5, 0.5]),
+        (cone, [1.0, 0.0]),
+        (solvers.min_norm(torch.diag(hull**2)), [0.0, 0.5, 0.5, 0.0]),
+    ]
+
+
 @pytest.mark.parametrize("e", [0, 3, 6])
-def test_a_rate_missed_by_a_short_gradient_counts(e):
-    """Orthogonal gradients: CAGrad's answer gives the short one all of the ball."""
-    lengths = torch.tensor([10.0**-e, 10.0**e], dtype=torch.float64)
-    problem = solvers.cagrad(torch.diag(lengths**2), 0.5)
-    assert certified_error(problem, torch.full((2,), 0.5, dtype=torch.float64)) > 0.1
-    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
-    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6
+def test_what_is_missed_of_a_short_gradient_counts(e):
+    for problem, wrong in unlike(e):
+        assert certified_error(problem, torch.tensor(wrong, dtype=F64)) > 0.1
+        assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
+        assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6
+    problem, projected = unlike(e)[1][0], torch.tensor([1.0, 0.6 * 10.0**-e], dtype=F64)
+    torch.testing.assert_close(solvers.active_set()(problem).weights, projected)
+    assert certified_error(problem, projected) < 1e-12
 
 
 def test_what_is_called_optimal_is():
@@ -105,29 +121,6 @@ def test_two_tasks_of_any_lengths_in_closed_form(ratio):
         found = solver(two_tasks)(problem)
         assert certified_error(problem, found.weights) < 1e-12
         torch.testing.assert_close(found.weights, solvers.active_set()(problem).weights)
-
-
-@pytest.mark.parametrize("e", [0, 3, 6])
-def test_a_conflict_with_a_long_gradient_counts(e):
-    """The projection of the short one on the cone, and the short one itself."""
-    J = torch.tensor([[1.0, 0.0], [-0.6, 0.8]], dtype=F64) * torch.tensor([[1.0], [10.0**e]])
-    short = torch.tensor([1.0, 0.0], dtype=F64)
-    problem = solvers.dual_cone(J @ J.mT, short)
-    assert certified_error(problem, short) > 0.1
-    projected = torch.tensor([1.0, 0.6 * 10.0**-e], dtype=F64)
-    torch.testing.assert_close(solvers.active_set()(problem).weights, projected)
-    assert certified_error(problem, projected) < 1e-12
-
-
-@pytest.mark.parametrize("e", [3, 6])
-def test_directions_of_other_lengths_do_not_agree(e):
-    """The shortest vector is about as long as the shortest gradient; the other one as the next."""
-    rows = torch.diag(torch.tensor([10.0**-e, 1, 1, 10.0**e], dtype=torch.float64))
-    problem = solvers.min_norm(rows @ rows.T)
-    far = torch.tensor([0.0, 0.5, 0.5, 0.0], dtype=torch.float64)
-    assert certified_error(problem, far) > 0.1
-    assert certified_error(problem, solvers.active_set()(problem).weights) < 1e-12
-    assert certified_error(problem, solvers.cvx()(problem).weights) < 1e-6
 
 
 # ---- zero gradients, and what a Gramian can tell ----------------------------------------------

@@ -149,12 +149,8 @@ def test_vmapped_rules_trace_as_one_graph(case):
     made = together(rules)
     G = torch.stack([gramian("gaussian", 3, seed) for seed in range(2)])
     losses = torch.tensor([[1.0, 2.0, 3.0], [2.0, 1.5, 0.5]], dtype=torch.float64)
-
-    def update(G, losses, state):
-        return made.update(geometry(G, losses), state)
-
     state = vmap(made.init)(losses, torch.arange(2))
-    batched = vmap(update)
+    batched = vmap(lambda G, losses, state: made.update(geometry(G, losses), state))
     compiled = torch.compile(batched, **how)
     for _ in range(2):
         expected, following = batched(G, losses, state)

@@ -64,14 +64,11 @@ def of_functions(_, dtype):
     def halves(p: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
         return tuple(u(p, x).square().unflatten(0, (2, 2)).mean(1))
 
-    def entrywise(p: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.tanh(x @ p["w"]).square()
-
     for engine in ("rows", "layerwise"):
         yield mf.sample_norms(u, params, x, engine=engine)
         yield mf.task_gramian(u, params, x, engine=engine, weightings=x.mT / 3)
     yield mf.sample_gradients(u, params, x), mf.task_gradients(halves, params, x)
-    G = mf.sample_gramian(entrywise, params, x)[1]
+    G = mf.sample_gramian(lambda p, x: torch.tanh(x @ p["w"]).square(), params, x)[1]
     for one in (G, 0 * G):
         yield diagnostics.conflict(one, 3), diagnostics.running_conflict(None, one, 3)
         yield diagnostics.sample_noise(one, 3), diagnostics.noise_scale(one, tasks=3, size=7)

@@ -47,11 +47,8 @@ def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
     def vector(params: Any, batch: Any) -> Tensor:
         return run(lambda *given: functional_call(net, params, given))
 
-    def scalars(params: Any, batch: Any) -> tuple[Tensor, ...]:
-        return tuple(vector(params, batch))
-
     params = mf.parameters(net)
-    for losses_fn in (vector, scalars):
+    for losses_fn in (vector, lambda params, batch: tuple(vector(params, batch))):
         for engine in ENGINES:
             found = mf.task_gramian(losses_fn, params, (), engine=engine)[1]
             torch.testing.assert_close(found.as_subclass(Tensor), rows @ rows.mT)
@@ -219,13 +216,11 @@ class Checkpointed(nn.Module):
 def test_reentrant_checkpoints_are_refused(lead, enabled):
     """Whether or not gradients are enabled around a pure call."""
     net = Checkpointed(lead)
-
-    def vector(params: Any, batch: Any) -> Tensor:
-        return functional_call(net, params, (inputs(),))
-
     refused = pytest.raises(RuntimeError, match=r"reentrant .* use_reentrant=False")
     with refused, torch.set_grad_enabled(enabled):
-        mf.task_gramian(vector, mf.parameters(net), ())
+        mf.task_gramian(
+            lambda params, batch: functional_call(net, params, (inputs(),)), mf.parameters(net), ()
+        )
     for rule in (mf.mean(), mf.upgrad()):
         for form in (tuple, lambda losses: losses):
             balancer = mf.Balancer(net, rule)

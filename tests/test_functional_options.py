@@ -122,16 +122,8 @@ def ranking(x, y, **how):
     return F.margin_ranking_loss(x.sin(), y, Y.sign(), margin=0.3, **how)
 
 
-def hinge(x, **how):
-    return F.hinge_embedding_loss(x.sin(), Y.sign(), margin=0.3, **how)
-
-
 def triplet(x, y, **how):
     return F.triplet_margin_loss(x, y * 2, x.cos() + 1, margin=3.0, **how)
-
-
-def soft_margins(x, **how):
-    return F.multilabel_soft_margin_loss(x, (Y > 0).to(F64), **how)
 
 
 loss("poisson", poisson, X, full=flags, log_input=flags)
@@ -144,12 +136,12 @@ loss("mse", F.mse_loss, X, Y, **CELLS)
 loss("bce", entropy, X, Y, **CELLS)
 loss("bcel", logits, X, Y, **CELLS, pos_weight=[None, wts])
 loss("soft_margin", lambda x, **o: F.soft_margin_loss(x, Y.sign(), **o), X)
-loss("mlsm", soft_margins, X, **EACH)
+loss("mlsm", lambda x, **how: F.multilabel_soft_margin_loss(x, (Y > 0).to(F64), **how), X, **EACH)
 loss("mlm", lambda x, **o: F.multilabel_margin_loss(x.sin(), labels, **o), X)
 MARGINS = EACH | {"p": [1, 2], "margin": [1.0, 0.3]}
 loss("multi_margin", lambda x, **o: F.multi_margin_loss(x, tgt, **o), X, **MARGINS)
 loss("margin_ranking", ranking, X, Y)
-loss("hinge_emb", hinge, X)
+loss("hinge_emb", lambda x, **how: F.hinge_embedding_loss(x.sin(), Y.sign(), margin=0.3, **how), X)
 loss("cos_emb", cosine, X, Y)
 loss("triplet", triplet, X, Y, p=[1.0, 2.0, 3.0], swap=flags)
 loss("ctc", ctc, r(5, 2, 4), zero_infinity=flags)

@@ -201,11 +201,7 @@ def test_a_representation_asks_the_rule(name, heads):
 
 def test_a_rule_of_ones_own():
     """Plain where it says nothing; a word that is none is refused; lanes are the loop."""
-
-    def update(geometry, state):
-        return RAY.clone(), state
-
-    own = mf.Rule(lambda losses, key: (), update, frozenset())
+    own = mf.Rule(lambda losses, key: (), lambda geometry, state: (RAY.clone(), state), frozenset())
     torch.testing.assert_close(live(own)[0], expected("plain", RAY))
     torch.testing.assert_close(live(own._replace(heads="weighted"))[0], expected("weighted", RAY))
     for make in (live, partial(step, "mean")):

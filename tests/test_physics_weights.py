@@ -66,10 +66,7 @@ def literal_terms(page: dict[str, Any], params: dict[str, Tensor], tol: float) -
         each = torch.stack([r(p) for r in inside]).reshape(16, -1).square().mean(1)
         return (each * torch.exp(-tol * (M @ each)).detach()).mean()
 
-    def start(p: dict[str, Tensor]) -> Tensor:
-        return torch.stack([r(p) for r in edge]).square().mean()
-
-    return [equation, start]
+    return [equation, lambda p: torch.stack([r(p) for r in edge]).square().mean()]
 
 
 def literal(

@@ -28,10 +28,6 @@ def ran(section, **changed):
     return scope
 
 
-def of_trunk(name):
-    return name.startswith("trunk")
-
-
 def literal(net, losses, chosen=lambda name: True):
     """Rows `{name: [task, *shape]}`, by one pass a task, and the Gramian of those chosen."""
     matrix = rows_by_name(losses, dict(net.named_parameters()))
@@ -74,7 +70,9 @@ def test_a_gramian_of_one_batch_with_another():
 def test_a_gramian_in_another_dtype():
     found = ran("A Gramian in another dtype")
     net = found["net"]
-    rows, gramian = literal(net, found["losses_of"](found["trunk"](found["x"])), of_trunk)
+    rows, gramian = literal(
+        net, found["losses_of"](found["trunk"](found["x"])), lambda name: name.startswith("trunk")
+    )
     weights = mf.weights(mf.mgda(), gramian.double()).float()
     torch.testing.assert_close(found["weights"], weights, rtol=1e-4, atol=1e-5)
     for name, leaf in net.named_parameters():

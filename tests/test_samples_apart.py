@@ -38,15 +38,11 @@ def attention(net, h, mask):
     return F.scaled_dot_product_attention(x, x, x, attn_mask=mask)[0]
 
 
-def normed(net, h, training):
-    return net.norm.train(training)(h)
-
-
 PERMUTED = torch.tensor([3, 1, 0, 2, 5, 4])
 HALF_MASK = (torch.arange(SAMPLES) < 3)[:, None]
 
 MIXED = {  # how, the value that keeps samples apart, one that mixes them
-    "batch norm": (normed, False, True),
+    "batch norm": (lambda net, h, training: net.norm.train(training)(h), False, True),
     "flip": (lambda net, h, t: h + t * h.flip(0), number(0.0), number(1.0)),
     "roll": (lambda net, h, t: h + t * h.roll(1, 0), number(0.0), number(0.5)),
     "product": (lambda net, h, t: t @ h, eye(), eye()[PERMUTED]),

@@ -292,11 +292,7 @@ def test_a_group_norm_whose_channels_come_last_is_vmapped(probe, lanes: int) -> 
     }
     x = params.pop("x")
     step = mf.balance(losses, mf.mean(), probe())
-
-    def direction(params, x):
-        return step.update(params, x, step.init(params, x))[0]
-
-    found = vmap(direction)(params, x)
+    found = vmap(lambda params, x: step.update(params, x, step.init(params, x))[0])(params, x)
     for i in range(lanes):
         one, mine = ({name: leaf[i] for name, leaf in tree.items()} for tree in (params, found))
         expected = grad(lambda params, x: losses(params, x).mean())(one, x[i])

@@ -41,11 +41,7 @@ def made(first, whole=False) -> Any:
     torch.manual_seed(0)
     net = Tied(first, whole)
     x = torch.randn(5, 4, dtype=F64)
-
-    def losses(params, x):
-        return functional_call(net, params, (x,)).square().mean(0)
-
-    return net, losses, x
+    return net, lambda params, x: functional_call(net, params, (x,)).square().mean(0), x
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -83,10 +83,6 @@ class Trunk(nn.Module):
             self.first, self.last = nn.Linear(A, 5, dtype=F64), nn.Linear(5, 2, dtype=F64)
 
 
-def _tripled(inputs, outputs):
-    return tuple(x if x is None else 3 * x for x in inputs)
-
-
 def test_a_hook_of_another_thread_is_seen(monkeypatch):
     """It changes what a layer hands on, which its deltas do not show."""
     found = []
@@ -94,7 +90,9 @@ def test_a_hook_of_another_thread_is_seen(monkeypatch):
         net = Trunk()
         balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("*", engine="layerwise"))
         hidden = net.first(X)
-        hidden.grad_fn.register_hook(_tripled)
+        hidden.grad_fn.register_hook(
+            lambda inputs, outputs: tuple(x if x is None else 3 * x for x in inputs)
+        )
         losses = tuple(net.last(hidden.tanh()).square().mean(0))
 
         def backward(balancer=balancer, losses=losses):

@@ -75,10 +75,6 @@ OPTIMIZERS = {
 }
 
 
-def one_by_one(program, params, x):
-    return torch.stack([program.samples(params, row[None])[0] for row in x])
-
-
 def parts(program, params, x):
     losses = program.samples(params, x)
     return torch.stack([losses, losses.sin()], 1)
@@ -92,7 +88,9 @@ def terms(program, params, x):
 
 FORMS = {
     "whole": lambda program, params, x: program.samples(params, x),
-    "one by one": one_by_one,
+    "one by one": lambda program, params, x: torch.stack(
+        [program.samples(params, row[None])[0] for row in x]
+    ),
     "parts": parts,
     "terms": terms,
 }
