@@ -111,9 +111,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """A job's mark on what is in its folder; the chosen share; of several workers' tests the slow
-    ones first, so that none is left with one of them at the end.
-    """
+    """A job's mark for its folder; the chosen share; slow tests first where workers share them."""
     first, _, count = config.getoption("--share").rpartition("/")
     items[:] = [
         item

@@ -138,9 +138,7 @@ def test_small_integer_ties_are_solved():
 
 
 def test_ties_with_norms_eight_powers_of_ten_apart_are_solved():
-    """Hulls that hold 0 far from the shortest row, where the sum-to-one constraint is lost in
-    rounding.
-    """
+    """Hulls that hold 0 far from the shortest row, where rounding loses the sum of one."""
     random = np.random.default_rng(20)
     for count in range(2, 13):
         rows = [

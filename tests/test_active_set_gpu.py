@@ -69,9 +69,7 @@ def waits_refused():
 
 
 def assert_solved(kind, g, c=0.6):
-    """Feasible, optimal to rounding by its own certificate, and the direction and value of the CPU
-    kernel.
-    """
+    """Feasible, optimal by its own certificate, and the CPU kernel's direction and value."""
     count = g.shape[-1]
     vector, c = inputs(kind, count, len(g), c)
     (report, support, info), (other, _, other_info) = both(g, vector, c)
@@ -236,9 +234,7 @@ def test_float32_gramians_are_read_as_they_are(kind):
 
 @one_kind
 def test_ends_without_any_noise_threshold(kind):
-    """With ε far below the arithmetic's own, rounding looks like violations: the loop may turn, but
-    it ends, and its gap is honest.
-    """
+    """With ε below the arithmetic's own the loop may turn, but it ends, with an honest gap."""
     names = ("duplicates", "identical", "integer_ties", "pareto_stationary")
     g = torch.stack([gramian(name, 5, 3) for name in names])
     vector, c = inputs(kind, 5, 4)

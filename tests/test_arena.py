@@ -1,6 +1,4 @@
-"""The arena: answers of its problems against independent ones, the study against plain loops, and
-the statistics.
-"""
+"""The arena: answers of its problems, the study against plain loops, and the statistics."""
 
 import itertools
 import math
@@ -327,9 +325,7 @@ def test_intervals_over_problems_cover(count):
 
 
 def made_up_study(key: int) -> list[torch.Tensor]:
-    """Scores [config, seed] of two rules with three configurations that are nearly as good, on 8
-    tuning and 16 reporting seeds.
-    """
+    """Scores [config, seed] of two rules with three near configurations; 8 seeds are for tuning."""
     at = mf.random.key(key)
     level = torch.tensor([[0.0, 0.1, 0.2], [0.05, 0.1, 0.3]]).double()[..., None]
     shared = mf.random.normal(mf.random.fold_in(at, 0), (24,), torch.float64)

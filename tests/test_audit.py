@@ -1,6 +1,4 @@
-"""The audit finds the textbook facts by itself, names what is wrong with broken rules, and is never
-broken by one.
-"""
+"""The audit finds the textbook facts, names what is wrong, and is never broken by a rule."""
 
 import inspect
 import os
@@ -149,11 +147,7 @@ ONE_EACH = {broken.property: case for case, broken in reversed(BROKEN.items())}.
 
 @pytest.mark.parametrize("case", few(BROKEN, lambda case: case in ONE_EACH))
 def test_broken_rule_is_named(case, monkeypatch):
-    """And the command exits with 1 just where it breaks a contract.
-
-    Many show at one number of tasks, in a task that is not the first, at a later update or only
-    under a vmap.
-    """
+    """At some numbers of tasks or at a later update; the command exits with 1 for a contract."""
     if case in ("a Python float", "None") and "MTLFUNC_TYPES" in os.environ:
         pytest.skip("enforced annotations answer first")
     broken, reports = BROKEN[case], []
@@ -284,10 +278,7 @@ def test_the_audit_takes_a_rule_at_its_word_about_what_it_reads():
 
 
 def rounded_elsewhere(rule, seed):
-    """The rule on another machine, with last-bit noise in units of √(G_ii G_jj) in every place.
-
-    Products of small integers, which every machine finds exactly, stay.
-    """
+    """Last-bit noise in units of √(G_ii G_jj), but for exact products of small integers."""
 
     def update(geometry, state):
         g = geometry.gramian.detach()

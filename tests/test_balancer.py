@@ -124,10 +124,7 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
 @pytest.mark.parametrize("here", [None, torch.tensor([True, False, True])])
 @pytest.mark.parametrize("make", [mf.mean, mf.mgda, mf.upgrad, lambda: mf.momentum(mf.mgda(), 0.6)])
 def test_info_says_what_was_applied(make, here, reduction, net):
-    """weights [task] of the losses in the step, as `weigh` gives them; rates are the losses' falls.
-
-    Of every way to make a step, against rows by torch.autograd.
-    """
+    """Weights of the losses in the step, and their falls, of every way to make one, by autograd."""
     ((x, y),) = batches(1)
     leaves = dict(net.trunk.named_parameters(prefix="trunk"))
     rows = [torch.autograd.grad(scalars(net(x), y)[k], list(leaves.values())) for k in range(3)]

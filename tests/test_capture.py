@@ -1,6 +1,4 @@
-"""Captured steps, by a recorder that runs again where a graph would be replayed: what is copied in
-and out, what is kept, and what is refused. `tests/test_capture_cuda.py` has the graphs themselves.
-"""
+"""Captured steps, by a recorder that runs again: what is copied, kept and refused."""
 
 import io
 import os

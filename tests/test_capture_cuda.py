@@ -1,7 +1,4 @@
-"""Steps recorded as CUDA graphs: bit for bit what they are without, and whole after every fault.
-
-Without a device nothing here runs; `tests/test_capture.py` tests the same copies on a CPU.
-"""
+"""CUDA graphs of steps, bit for bit and after every fault; `test_capture.py` has a CPU's."""
 
 import gc
 

@@ -1,8 +1,4 @@
-"""torch.compile with the default backend, which generates code: C++ has traps that tracing has not.
-
-The numbers of positions are small on purpose: a compiler unrolls them, folds them, or proves from a
-product that cannot overflow that there is one.
-"""
+"""The default backend's code, which has traps of its own: few positions are unrolled or folded."""
 
 import re
 

@@ -1,6 +1,4 @@
-"""Complex parameters against their real twins: a leaf counts as two real ones, and its gradient is
-torch's.
-"""
+"""Complex parameters against real twins: a leaf is two real ones, with torch's gradient."""
 
 from collections.abc import Callable
 from functools import partial

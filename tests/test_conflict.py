@@ -116,9 +116,7 @@ def judged(vectors: torch.Tensor) -> Conflict:
 @pytest.mark.parametrize(("family", "samples"), in_turn(TAILED, [3, 16, 64, 4, 32, 8, 128], 2))
 @every("samples")
 def test_a_verdict_is_wrong_only_about_what_no_sample_shows(family, samples):
-    """Where a rare strong sample is in the batch, or none is there to be missed, verdicts of the
-    wrong sign are at most 5 %; the others are those whose premise `rare` states.
-    """
+    """5 % at most where no rare strong sample can be missed; else what `rare` states."""
     vectors, hit = tailed(family, samples, 400, samples)
     found = judged(vectors)
     verdict = found.verdict[:, 0, 1]

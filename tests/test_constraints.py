@@ -1,6 +1,4 @@
-"""The rules of docs/how-to/constraints.md against a literal loop, autograd and the conditions of an
-optimum.
-"""
+"""The rules of docs/how-to/constraints.md by a loop, autograd and conditions of an optimum."""
 
 import math
 from typing import Any

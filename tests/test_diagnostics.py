@@ -1,6 +1,4 @@
-"""Diagnostics against their definitions on plain vectors, against quadratics, and against the hull
-they certify.
-"""
+"""Diagnostics against definitions on vectors, quadratics, and the hull that they certify."""
 
 import inspect
 import warnings
@@ -133,9 +131,7 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
 
 # --- stationarity -------------------------------------------------------------------------------
 def distance(J):
-    """The distance of 0 from the hull of the rows, in parameter space, by a conic solver; right to
-    1e-8 of the largest row.
-    """
+    """The distance of 0 from the hull by a conic solver; right to 1e-8 of the largest row."""
     w = cp.Variable(len(J), nonneg=True)
     scale = np.linalg.norm(J, axis=1).max() or 1.0
     problem = cp.Problem(cp.Minimize(cp.norm(J.T / scale @ w)), [cp.Zero(cp.sum(w) - 1)])
@@ -174,9 +170,7 @@ def test_stationarity_verdict_at_stationary_points(family):
     "family", ["gaussian", "hull", "orthogonal", "identical", "near_stationary"]
 )
 def test_stationarity_verdict_elsewhere(family):
-    """Not stationary, with proof; 1e-5 away from stationarity, too, since √ε is 1e-8. The exact
-    solver's bounds nearly touch.
-    """
+    """Proven, 1e-5 from stationarity, too (√ε is 1e-8); the exact solver's bounds nearly touch."""
     proven = 0
     for count in (2, 4, 6):
         for seed in range(5):

@@ -1,6 +1,4 @@
-"""Parameters, inputs, calls and checkpoints that are not what they look like, by every engine, pure
-and live, against one `torch.autograd.grad` a task.
-"""
+"""Parameters, inputs and calls in disguise, by every engine, against single plain passes."""
 
 from __future__ import annotations
 

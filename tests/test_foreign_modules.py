@@ -1,7 +1,4 @@
-"""Modules made by other libraries: right, or refused with the cure.
-
-Gramian and gradient of a `Balancer` against a loop of `torch.autograd.grad`.
-"""
+"""Other libraries' modules by a `Balancer`: as a loop of autograd has them, or refused."""
 
 import warnings
 from collections.abc import Callable

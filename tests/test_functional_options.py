@@ -1,6 +1,4 @@
-"""Second derivatives of every differentiable function of `torch.nn.functional` in every option:
-flags, modes, reductions. Right through a Gramian, or refused; single plain passes are torch's own.
-"""
+"""Second derivatives of torch.nn.functional in every option: right by a Gramian, or refused."""
 
 # pyright: reportArgumentType=false, reportAssignmentType=false
 # pyright: reportCallIssue=false, reportOperatorIssue=false

@@ -22,9 +22,7 @@ def _case(name: str) -> tuple[Tensor, Tensor]:
 
 
 def _least_squares(J: Tensor, r: Tensor, damping: float, omega: Tensor | None = None) -> Tensor:
-    """argmin ‖√ω (r - J d)‖² + λ s ‖d‖² over d, by the stacked system and an SVD; s is the largest
-    ω_t‖g_t‖², ω at most 1.
-    """
+    """argmin ‖√ω (r - J d)‖² + λ s ‖d‖² by an SVD; s is the largest ω_t‖g_t‖², ω at most 1."""
     share = np.ones(len(r)) if omega is None else np.sqrt((omega / omega.max()).numpy())
     A, b = share[:, None] * J.numpy(), share * r.numpy()
     s = (A**2).sum(1).max()

@@ -1,6 +1,4 @@
-"""Per-task and per-sample gradients and their Gramians against a literal loop of
-torch.autograd.grad.
-"""
+"""Gradients and Gramians of tasks and samples against a loop of torch.autograd.grad."""
 
 from functools import partial
 
@@ -148,9 +146,7 @@ def test_select_takes_modules_parameters_and_lists(how):
 
 
 def test_select_finds_a_part_in_the_whole_network():
-    """Of another dict by their storage; of a dict of the whole, also of moved parameters; and of
-    two heads of one shape.
-    """
+    """Of another dict by storage; of a whole dict, also moved; and of two heads of one shape."""
     module = Named()
     params = {f"net/{name}": leaf.detach() for name, leaf in module.named_parameters()}
     assert select(params, module.neck) == ("net/neck.weight", "net/neck.bias")

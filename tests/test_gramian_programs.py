@@ -1,8 +1,4 @@
-"""Gramians of random programs against a plain loop of torch.autograd.grad in float64.
-
-The programs reach their weights through views, cut them, use them twice, and put hooks on
-activations, weights and nodes: whatever a tap cannot answer for has to be seen as such.
-"""
+"""Gramians of random programs, with views, shared weights and hooks, against plain passes."""
 
 import pytest
 import torch
@@ -201,9 +197,7 @@ TASKS = {
 
 
 def loop(losses, params=LEAVES):
-    """The Gramian of the losses by T single passes of plain autograd: a hook on a vector is passed
-    by one unit vector a row, as by any backward pass.
-    """
+    """T single passes of plain autograd: a hook on a vector is passed by a unit vector a row."""
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     out = losses(leaves)
     rows = rows_of(out.flatten() if isinstance(out, Tensor) else out, leaves.values())

@@ -1,6 +1,4 @@
-"""The house keeps its shape: few rooms, imports that run one way, short functions, short files,
-lines of 100 columns, a wheel of the package alone, docstrings that documentation tools read.
-"""
+"""The house keeps its shape: rooms, imports, lengths, the wheel, docstrings for tools."""
 
 import ast
 import importlib

@@ -1,6 +1,4 @@
-"""The layerwise engine, Gramians in every form and lengths by sample, against loops of single
-backward passes, on every architecture and under every transform; and what is refused.
-"""
+"""The layerwise engine against loops of single passes, everywhere, and what is refused."""
 
 # pyright: reportArgumentType=false
 
@@ -297,9 +295,7 @@ READERS = {
 
 
 def known(name: str, p: Any, x: Tensor) -> Tensor:
-    """The same by a loop of torch.func's own gradients (its batched derivative of a layer norm is
-    wrong once it is differentiated again).
-    """
+    """By a loop of torch.func's gradients, whose batched layer norm is wrong at second order."""
     count = TASKS * len(x)
     each = [grad(lambda p, i=i: MLP.samples(p, (x,)).flatten()[i])(p) for i in range(count)]
     rows = torch.stack([torch.cat([leaf.flatten() for leaf in g.values()]) for g in each])
@@ -335,9 +331,7 @@ def test_nan_of_a_sample_stays_in_its_rows(name):
 
 @pytest.mark.parametrize("name", READERS)
 def test_derivatives(name):
-    """By the parameters and the batch, in both modes, and of second order; of a batch that requires
-    grad by itself.
-    """
+    """In both modes, of second order, too; of a batch that requires grad by itself."""
     x = MLP.batch[0]
     weigh = torch.linspace(-1, 1, READERS[name](MLP.params, x).numel(), dtype=F64)
 
@@ -400,9 +394,7 @@ def test_what_is_saved_elsewhere(engine):
 
 
 def test_input_overwritten_after_the_call():
-    """What a layer read is gone: autograd refuses, and so does the engine, rather than use what is
-    there now.
-    """
+    """Autograd refuses what a layer read and is gone, and so does the engine."""
     weight, x = torch.randn(3, 4, dtype=F64), torch.randn(SAMPLES, 4, dtype=F64)
 
     def losses(params, x):

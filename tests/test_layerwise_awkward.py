@@ -34,9 +34,7 @@ OVER_CHANNELS = ("conv", "transposed conv", "group norm", "batch norm")
 
 
 class Drawn(nn.Module):
-    """Layers drawn by name on [sample, position, channel]; "tied" calls the last linear layer that
-    fits again.
-    """
+    """Layers drawn by name on [sample, position, channel]; "tied" repeats a linear one."""
 
     def __init__(self, names):
         super().__init__()

@@ -1,7 +1,4 @@
-"""Random stock loops beside plain ones: networks, losses, rules, options and steps drawn by a seed.
-
-The plain loop takes one backward pass per task, multiplies the rows, and knows nothing else.
-"""
+"""Random stock loops, drawn by a seed, beside plain ones of one backward pass a task."""
 
 # pyright: reportArgumentType=false
 

@@ -241,9 +241,7 @@ SPLIT = FORMS | {
 @pytest.mark.parametrize("form", SPLIT)
 @pytest.mark.parametrize("head", ANY_HEADS)
 def test_what_absent_tasks_alone_read_gets_none(head, form):
-    """And what a present one reads a gradient, also of zeros, as in a plain loop; zeros are None
-    where the graph does not tell whether an absent task reads it, too.
-    """
+    """A present task's gradient may be zeros; None where the graph does not tell who reads it."""
     torch.manual_seed(0)
     trunk, parts = nn.Linear(3, 4), nn.ModuleList(ANY_HEADS[head]() for _ in "abc")
     net = nn.ModuleDict({"trunk": trunk, "heads": parts})

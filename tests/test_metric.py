@@ -357,10 +357,7 @@ def test_derivative_by_the_learning_rate():
 
 @pytest.mark.parametrize("rule", few([mf.mgda, mf.upgrad], lambda rule: rule is mf.mgda))
 def test_no_loss_rises_by_adam_without_momentum(rule):
-    """Three conflicting tasks: on G many steps raise a loss to first order, on G_P almost none.
-
-    The change is that by the real step, from the tenth step on, over four networks.
-    """
+    """Conflicting tasks: on G many real steps raise a loss to first order, on G_P almost none."""
     losses, starts = conflicting(0)[1], [conflicting(seed)[0] for seed in range(4)]
     params = {name: torch.stack([x[name] for x in starts]) for name in starts[0]}
 

@@ -1,6 +1,4 @@
-"""An optimizer that steps inside the backward pass: torch's own is refused by name, since passes
-that stop at the parameters never call it; post-accumulate hooks are called, and equal a plain loop.
-"""
+"""An optimizer inside the backward pass is refused; post-accumulate hooks equal a plain loop."""
 
 import warnings
 from importlib import import_module

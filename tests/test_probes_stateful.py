@@ -64,9 +64,7 @@ def test_modo_equals_its_loop(batches, form):
 
 @pytest.mark.parametrize("eta", [0.3, 0.01])
 def test_sdmgrad_equals_its_loop(eta):
-    """The official inner loop, by torch.optim.SGD, on two batches; the step is on the third. At the
-    smaller η w does not reach a corner, where λ has no say in it.
-    """
+    """The official inner loop by SGD on two batches, the step on a third; λ counts at small η."""
     lr, strength, momentum = 0.1, 0.3, 0.5
     step = mf.descend(
         vector,

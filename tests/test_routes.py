@@ -334,9 +334,7 @@ def test_layer_products_are_taken_where_they_repay_a_look(width, tasks, count, p
 
 
 class Counted(TorchDispatchMode):
-    """Operations that are no views; flops of products and convolutions, as torch's own counter has
-    them. That one hooks every module, and where hooks are the engine takes rows.
-    """
+    """Operations but views, and flops as torch's counter has them, which hooks every module."""
 
     VIEWS = frozenset(
         [
@@ -389,9 +387,7 @@ def test_stacked_losses_of_dense_heads_pass_through_their_own(tasks, width):
 
 
 def python_calls(call, under=""):
-    """The files of the functions that are called in one call, in order. The collector waits:
-    finalizers of other tests' objects are calls, too.
-    """
+    """Files of the functions called, in order; finalizers of other objects wait, or they count."""
     files = []
 
     def seen(frame, event, argument):

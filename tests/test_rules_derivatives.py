@@ -118,9 +118,7 @@ EQUAL["aligned_mtl"] = [1.0, 2.0, 2.0, 2.0]
 
 @pytest.mark.parametrize(("rule", "lengths"), EQUAL.items())
 def test_second_derivatives_where_eigenvalues_are_equal(rule, lengths):
-    """Gradients at right angles: eigenvectors of one length have no derivative, the rule has. The
-    scale of Aligned-MTL is the smallest eigenvalue, which is simple: no kink, so no NaN.
-    """
+    """Where eigenvectors have no derivative; Aligned-MTL's scale is a simple eigenvalue: no NaN."""
     made, move = FACTORED[rule](), jacobian("gaussian", 4, 3, width=4)
     probe = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=F64)
 

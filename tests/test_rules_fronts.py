@@ -206,9 +206,7 @@ def test_nash_mtl_solves_its_equation(family, count):
 
 
 def test_fairgrad_at_its_ends():
-    """Towards 0 it is T times DualProj, of uneven rates; up to 1000 its equation holds, and beyond
-    no step is taken for the last one.
-    """
+    """Towards 0 it is T times DualProj; up to 1000 its equation holds; beyond, it is refused."""
     G = torch.tensor([[9.0, -2.0, 3.0], [-2.0, 1.0, 0.0], [3.0, 0.0, 2.0]], dtype=F64)
     near(mf.weights(mf.fairgrad(1e-3), G), 3 * mf.weights(mf.dualproj(), G), 3e-3)
     for alpha in (100.0, 1000.0):
@@ -264,9 +262,7 @@ def test_nash_mtl_two_tasks_in_closed_form(cosine):
 
 @pytest.mark.parametrize("rule", [(mf.nash_mtl(), 3, 0.0), (mf.fairgrad(2.0), 4, 64 * EPS)])
 def test_bargaining_weights_scale_by_their_unit(rule):
-    """α ∝ 1/s and w ∝ s^(-2α/(1+α)) for gradients s times as long, to the bit at powers of two; the
-    normalised weights do not move.
-    """
+    """α ∝ 1/s and w ∝ s^(-2α/(1+α)) for gradients s times as long; to the bit at powers of two."""
     made, degree, rtol = rule
     for family, power in product(FAMILIES, (-33, 33)):
         G = gramian(family, 4)

@@ -123,9 +123,7 @@ def test_upgrad_two_tasks_in_fractions():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
-    """The kernel's batch, under vmap and derivatives too. A batch goes on from the face of the
-    problem before, so that rounding differs, and weights where several give the same direction.
-    """
+    """Also under vmap and derivatives; to the rounding of a batch, which goes on from a face."""
     for count in (1, 2, 6):
         J = jacobian(family, count)
         G, each = J @ J.mT, torch.diag(preferences(count))
@@ -273,9 +271,7 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
 )
 @every("drawn")
 def test_spectral_rules_give_the_same_where_something_differentiates(case, drawn):
-    """To ε times the condition number of what is inverted, and within the noise of float32
-    Gramians, too; finite derivatives along the Gramian itself.
-    """
+    """To ε times the condition number of what is inverted, of float32 Gramians, too."""
     (name, family), (count, dtype) = case, drawn
     G, make = gramian(family, count).to(dtype), SPECTRAL[name]
     plain = updated(make(), G)
@@ -375,9 +371,7 @@ def test_of_gradients_at_right_angles_none_is_taken_for_rounding():
 
 
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
-    """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); automatic
-    differentiation of eigh gives NaN there.
-    """
+    """G = I: B = √s G^(-1/2) with s = tr(G)/T, so that dB p = (tr(dG)/(2T) p - ½ dG p); no NaN."""
     p = preferences(3)
     direction = torch.tensor([[1.0, 0.3, -0.2], [0.3, -0.5, 0.1], [-0.2, 0.1, 0.7]], dtype=F64)
     rule = mf.aligned_mtl(preference=p, scale="rmse")

@@ -1,7 +1,4 @@
-"""The commonest slips, each an error that names the argument and the cure.
-
-Without enforced annotations, which would catch most of them first.
-"""
+"""The commonest slips, without enforced annotations: errors with argument and cure."""
 # pyright: reportArgumentType=false, reportCallIssue=false
 
 import pytest

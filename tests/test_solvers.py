@@ -113,9 +113,7 @@ def check(problem, G, solution: Solution, c=0.4) -> Solution:
 @pytest.mark.parametrize(("case", "family"), in_turn(SOLVES, FAMILIES, 5))
 @every("family")
 def test_solver_answer_feasible_and_certified(case, family):
-    """The gap is small where the solver is exact. It bounds how far an answer is from the
-    enumeration of faces, whose own gap says how far the optimum can be from that.
-    """
+    """By a small gap of exact solvers, and the distance from the enumeration of faces."""
     solver, problem = case
     for G, solution in answers(solver, problem, family):
         check(problem, G, solution)
@@ -177,9 +175,7 @@ def test_cagrad_pareto_stationary_example(solver):
 
 @pytest.mark.parametrize("family", ["gaussian", "spread", "near_stationary"])
 def test_cagrad_threshold_separates_signs(family):
-    """c* = ‖v - g₀‖/‖g₀‖ with v the projection of g₀ on the dual cone: the worst rate is negative
-    below, positive above, and d = v at it.
-    """
+    """c* = ‖v - g₀‖/‖g₀‖, v the projection on the dual cone: the worst rate's sign; d = v at it."""
     seen, solve = 0, solvers.faces()
     for count, seed in product((2, 3, 5), range(12)):
         J = jacobian(family, count, seed, width=count)

@@ -31,9 +31,7 @@ def chooses(solver):
 
 
 def tie_tolerance(solver):
-    """Line searches along a difference of two tasks stop where an objective known to ε is flat,
-    within some √ε; everything else is rounding.
-    """
+    """A flat line search stops within some √ε of its end; everything else is rounding."""
     return 64 * EPS**0.5 if chooses(solver) else 1e-12
 
 
@@ -185,9 +183,7 @@ def test_cagrad_derivative_in_its_radius(solver):
 )
 @every("family")
 def test_solver_float32_equals_float64(case, family):
-    """Rounding G to float32 changes the optimum of ½wᵀGw by at most ½ε(n·w)²; of F by as much, but
-    √ε where ‖g_w‖ vanishes.
-    """
+    """Rounding G to float32 changes ½wᵀGw by at most ½ε(n·w)², F by √ε where ‖g_w‖ vanishes."""
     (solver, problem), eps = case, torch.finfo(torch.float32).eps
     for count in (1, 2, 5):
         G = gramian(family, count)

@@ -1,8 +1,4 @@
-"""Weightings of samples: what is multiplied, in which dtype, how much, and what rounding leaves.
-
-In half precision the path of a device runs here on the CPU; its product of halves to float32 is
-stood in for.
-"""
+"""Products of weightings in every dtype; a device's path in half precision, on the CPU."""
 
 import math
 from collections import Counter

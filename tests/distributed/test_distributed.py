@@ -198,10 +198,7 @@ def test_a_compiled_module_keeps_its_prefix():
 
 
 def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | None, str]]:
-    """(exit code, output) of every rank that runs checks, or those of a name in `support/ranks.py`.
-
-    They are forks of one process that has imported everything, since torch takes seconds to import.
-    """
+    """(exit code, output) of ranks, forks of one process that has imported all, at these checks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch._dynamo", "tests.support.ranks_unlike", "tests.support.ranks_preload"]

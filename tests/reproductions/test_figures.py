@@ -84,9 +84,7 @@ def records(path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("preset", [None, *WIDTHS])
 @pytest.mark.parametrize("name", SMALL)
 def test_no_text_overlaps_or_is_cut(name, preset, tmp_path, capsys, monkeypatch):
-    """As the renderer places it, with changed options, at every preset; whatever is drawn is in the
-    JSON. In cagrad.role_of_c every axis has two numbers.
-    """
+    """As the renderer places it, with changed options, at every preset; the JSON has all of it."""
     seen: list[Canvas] = []
     wanted: list[Any] = []
 

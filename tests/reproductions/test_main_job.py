@@ -168,9 +168,7 @@ def test_workers_find_what_one_process_finds(made, tmp_path, capsys):
 
 @pytest.mark.parametrize(("number", "status"), [("KILL", -9), ("TERM", 143), ("INT", 130)])
 def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(number, status, made, tmp_path):
-    """By a kill, or by several signals that the workers get, too, as Ctrl-C of a terminal: then the
-    page is written, and nothing else said.
-    """
+    """By a kill, or by signals to workers, too, as Ctrl-C: then with the page and a single line."""
     wait = "if not (HERE / 'on').exists(): (HERE / str(os.getpid())).touch(); time.sleep(1000)"
     modules = {
         "x": made.question("question_x", "PC-01", "yield figure('one')"),

@@ -150,9 +150,7 @@ def test_official_solver_is_sgd_on_softmax_weights(tasks: int) -> None:
 
 
 def test_weights_that_leave_the_ball_are_no_solution(monkeypatch: Any) -> None:
-    """Twice CAGrad's direction has a larger worst rate than the optimum: it misses, too. Once the
-    largest miss was the one to the other side, 0 of the draws that are exact.
-    """
+    """Twice CAGrad's direction has a larger worst rate than the optimum, which is a miss, too."""
     best, lengths = dual.SOLVERS["active set"], itertools.cycle((1.0, 2.0))
     solvers = {"active set": best, "official, softmax": lambda g, c: next(lengths) * best(g, c)}
     monkeypatch.setattr(dual, "SOLVERS", solvers)

@@ -1,6 +1,4 @@
-"""Every question of every paper, once, at a tiny budget: who decides what, that each claim and each
-figure says all that it should, and what is exact, which holds at any budget.
-"""
+"""Every question of every paper at a tiny budget: its claims and figures, and what is exact."""
 
 import json
 import re

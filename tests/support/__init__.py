@@ -1,6 +1,4 @@
-"""What test modules import, for none of them imports another: families, problems, tables of rules,
-solvers and probes, oracles.
-"""
+"""What test modules import, for none of them imports another."""
 
 import os
 import subprocess
@@ -12,10 +10,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def python(*arguments: str, check: bool = True, **more: Any) -> subprocess.CompletedProcess:
-    """This interpreter in the repository, and what it wrote; it has to end well if `check`.
-
-    On one thread unless the environment says more: those that wait cost more than small tensors.
-    """
+    """This interpreter in the repository, on one thread by default; it must end well if `check`."""
     env = {"OMP_NUM_THREADS": "1"} | os.environ
     options = {"cwd": ROOT, "capture_output": True, "text": True, "env": env} | more
     done = subprocess.run([sys.executable, *arguments], check=False, **options)

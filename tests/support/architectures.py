@@ -1,6 +1,4 @@
-"""Small networks of every kind whose Gramians the layerwise engine has to get right; float64,
-losses [sample, task] by name.
-"""
+"""Small networks of every kind for the layerwise engine; float64, losses [sample, task] by name."""
 
 from __future__ import annotations
 

@@ -20,9 +20,7 @@ def uniform(count):
 
 
 def rounding(problem, G, solution: Solution, c=0.4):
-    """What rounding in double precision may do to value and gap: T terms of size n_max·(n·|w|), and
-    √ε where a length is a root of it.
-    """
+    """Rounding of value and gap: T terms of size n_max·(n·|w|), and √ε where a length is a root."""
     n, count = lengths(G), len(G)
     noise = 8 * count * EPS * n.max() * (n @ solution.weights.abs())
     if problem == "dual_cone":

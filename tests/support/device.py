@@ -34,9 +34,7 @@ COPIES = (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy, Tensor
 
 
 def host_reads(f: Callable[[], object]) -> list[str]:
-    """What of f, which works on tensors of the meta device, waits for a CUDA device or cannot be in
-    a CUDA graph; empty if nothing.
-    """
+    """What of f, on tensors of the meta device, waits for CUDA or cannot be in a CUDA graph."""
     found: list[str] = []
     with _as_on_cuda(), _Operators(found), _Functions(found):
         try:

@@ -44,9 +44,7 @@ def geometry(losses: Tensor, present: Tensor | None = None, **extra: Tensor) -> 
 
 
 def weights_of(rule, series, present=None, **fields):
-    """Weights [step, task] along a series of losses, and the state at the end; `fields` replace
-    those of every geometry.
-    """
+    """Weights [step, task] and the last state; `fields` replace those of every geometry."""
     state, kept = rule.init(series[0], mf.random.key(0)), []
     for i, losses in enumerate(series):
         given = geometry(losses, None if present is None else present[i])._replace(**fields)

@@ -54,9 +54,7 @@ SLOPES = {
 def check_slope(
     f: Any, at: float, *ways: str, rtol: Any = 1e-6, least: Any = 0.0, h: Any = 1e-5, of: Any = None
 ) -> None:
-    """Derivatives in each of these ways, against a central difference of more than `least`, `of` a
-    more exact function where there is one.
-    """
+    """Each way's derivative against a difference above `least`, `of` a more exact function."""
     x, exact = torch.tensor(at, dtype=torch.float64), of or f
     difference = (exact(x + h) - exact(x - h)) / (2 * h)
     assert abs(difference) > least, "there is nothing to find"
@@ -125,9 +123,7 @@ def cagrad_threshold(gramian: Tensor) -> Tensor:
 
 
 def bisected(point: Tensor, normal: Any = 1.0) -> Tensor:
-    """The projection on {y >= 0, normal·y = 1}: max(point - t·normal, 0), t found by halving an
-    interval on which normal·y falls through 1.
-    """
+    """The projection on {y >= 0, normal·y = 1}: max(point - t·normal, 0), with t by bisection."""
     normal = normal * torch.ones_like(point)
     low, high = float(((point * normal - 1) / normal**2).min()) - 1, float((point / normal).max())
     for _ in range(200):

@@ -136,9 +136,7 @@ AWAY = {
 
 
 class Program:
-    """Some of the operations one after the other, on leaves that may be used again; `samples` has
-    the losses [sample], `tasks` three that mix samples.
-    """
+    """Operations one after the other, on leaves used again: losses [sample], and three that mix."""
 
     def __init__(self, reads, samples, seed):
         draw, pick = draws(seed), random.Random(seed)

@@ -270,9 +270,7 @@ def unlabelled_modules(rank: int, size: int) -> None:
 
 
 def weighed(rank: int, size: int) -> None:
-    """`weigh` under DistributedDataParallel: the user's own backward gives the union's gradient,
-    and so it does where all but the last are accumulated under `no_sync`; with `backward`, too.
-    """
+    """`weigh` and the user's own backward, accumulated under `no_sync`, too, and `backward`."""
     whole, mine = uneven(rank, size)
 
     def gradient(net: nn.Module, group: Any, batches: Any, own: bool = False) -> list[Any]:
@@ -298,9 +296,7 @@ def weighed(rank: int, size: int) -> None:
 
 
 def weightings(rank: int, size: int) -> None:
-    """Tasks that are weightings of all ranks' samples, which are unlike in number: sums. In the
-    first batch rank 0 has none of task 1, in the second no rank has.
-    """
+    """Sums over ranks, unlike in samples; rank 0 lacks task 1 at first, then all ranks do."""
     wide = nn.Sequential(nn.Linear(6, 128), nn.Tanh(), nn.Linear(128, 128), nn.LayerNorm(128))
     torch.manual_seed(0)
     x, matrix = torch.randn(7, 6), torch.randn(3, 7)

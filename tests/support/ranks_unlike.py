@@ -1,6 +1,4 @@
-"""Ranks that do not do the same, and settings of wrappers that change a gradient: what every
-process of `test_distributed.py` runs, like `tests.support.ranks`.
-"""
+"""Ranks that do not do the same, for every process of `test_distributed.py`."""
 
 from __future__ import annotations
 
@@ -46,9 +44,7 @@ HELD = {"c": 0.4}
 
 
 def unlike_rules(rank: int, size: int) -> None:
-    """Rules of one name that answer differently, wherever their options are kept: an error on every
-    rank at the first step, and nothing is written.
-    """
+    """Rules of one name that answer differently: an error on every rank, and nothing is written."""
 
     def with_default(gramian: Tensor, c: float = 0.4 + rank) -> Tensor:
         return torch.full_like(gramian[0], c)

@@ -1,6 +1,4 @@
-"""Recorders that need no device: what a captured step does with its memory, on a CPU; and captured
-runs beside plain ones.
-"""
+"""Recorders on a CPU that show what a captured step does; captured runs beside plain ones."""
 
 from __future__ import annotations
 
@@ -19,10 +17,7 @@ from tests.support.steps import step_of
 
 
 class Rerun:
-    """Replays by running again, and writes what it finds where the first answers are.
-
-    `made` lists the recorders of a test; each knows its `calls`, and whether it was `freed`.
-    """
+    """Runs again, into the first answers; `made` has all, each its `calls` and if it is `freed`."""
 
     made: ClassVar[list[Rerun]] = []
     recording = False

@@ -90,9 +90,7 @@ def on_gramian(rule: mf.Rule) -> mf.Rule:
 
 
 def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
-    """As if the last step had been on the same batch, and had lowered the losses a little,
-    unequally.
-    """
+    """As if the last step, on the same batch, had lowered the losses a little, unequally."""
     return {
         "last_losses": geometry.losses * (1.1 + geometry.losses / 10),
         "last_losses_now": geometry.losses,
@@ -101,9 +99,7 @@ def _last_batch(geometry: Geometry) -> dict[str, Tensor]:
 
 
 def _carrying(rule: mf.Rule) -> mf.Rule:
-    """As if the optimizer carried a gradient along that is the mean less 1.5 times the first
-    present task's, in every geometry with a Gramian.
-    """
+    """As if the optimizer carried the mean less 1.5 times the first present task's gradient."""
     assert rule.reads
 
     def update(geometry: Geometry, state: Any) -> tuple[Tensor, Any]:

@@ -36,9 +36,7 @@ def geometry(gramian, losses):
 def trajectory(
     rule, gramian, losses=None, steps=3, key: int | torch.Tensor = 0, state=None, start=0
 ):
-    """Weights [step, task] and the state after them, on a Gramian whose tasks change lengths from
-    step to step.
-    """
+    """Weights [step, task] and the last state, on a Gramian whose tasks change lengths."""
     count = len(gramian)
     if state is None:
         initial = losses_of(count).to(gramian) if losses is None else losses
@@ -53,9 +51,7 @@ def trajectory(
 
 
 def with_absent(rule, J, losses, present, steps=3):
-    """Weights [step, task] on a batch from which tasks are absent: zero rows, no loss, no say in
-    the mean.
-    """
+    """Weights [step, task] where tasks are absent: zero rows, no loss, no say in the mean."""
     state, kept = rule.init(losses, mf.random.key(0)), []
     share = present.to(F64) / present.sum().clamp_min(1)
     rows = J * present[:, None]

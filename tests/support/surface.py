@@ -1,8 +1,4 @@
-"""The public surface as text: names, parameters and their defaults, fields of what is returned.
-
-`python -m tests.support.surface` writes `surface.txt` beside this file anew; the diff is what a
-release has to announce.
-"""
+"""The public surface as text, for releases: `python -m tests.support.surface` writes it anew."""
 
 import inspect
 import re

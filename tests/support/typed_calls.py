@@ -1,8 +1,4 @@
-"""Right and wrong calls, for pyright alone: nothing here runs.
-
-A wrong call carries the name of the error that pyright must report. Were it accepted, the comment
-would be unnecessary, which this file makes an error.
-"""
+"""Calls for pyright alone: a wrong one carries its error's name, which is an error if unneeded."""
 # pyright: reportUnnecessaryTypeIgnoreComment=error
 
 from typing import assert_type

@@ -1,6 +1,4 @@
-"""The differentiable operations of torch that a network can contain: every node of autograd, and
-every spelling of what the package writes out. Options: `tests/test_functional_options.py`.
-"""
+"""Every node of autograd and every spelling of what is written out, as operations of networks."""
 
 from __future__ import annotations
 
