@@ -226,7 +226,6 @@ def test_an_indefinite_matrix_has_no_answer_under_vmap():
     assert vmap(lambda g: solve(min_norm(g)).weights)(g[None]).isnan().all()
 
 
-# --- cones thinner than a Gramian resolves ------------------------------------------------------
 THIN = torch.tensor(  # rows in float32; the last two are antiparallel up to rounding
     [
         [-0.35901209712028503, -0.2727375030517578, 0.6712432503700256],
@@ -333,7 +332,6 @@ def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian()
     assert np.array_equal(one, three)
 
 
-# --- thin cones, against exact fractions from the gradients themselves ---
 EPS = torch.finfo(torch.float64).eps
 OPENINGS = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12]
 

@@ -40,7 +40,6 @@ def drawn(problem: BenchmarkProblem, seed: int) -> tuple[mf.types.Params, object
     return problem.draw(mf.random.key(seed))
 
 
-# ---- answers of the problems ----
 @pytest.mark.parametrize("name", standard())
 def test_problem_is_sound(name):
     problem = standard()[name]
@@ -167,7 +166,6 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
     near(y.square().mean((1, 2)), nadir, 0.01)
 
 
-# ---- the study ----
 @pytest.mark.parametrize(
     ("name", "rule"), [("spread", "pcgrad"), ("regression", "gradnorm"), ("difficulty", "cagrad")]
 )
@@ -219,7 +217,6 @@ def test_static_weights_have_ratios_of_a_hundred_both_ways():
         assert (float(ratios.amin()), float(ratios.amax())) == pytest.approx((0.01, 100))
 
 
-# ---- the table ----
 def made_up(losses: dict[str, torch.Tensor], tuning: int) -> Result:
     """A study of one problem with one task whose score is the loss; losses [config, seed]."""
     zero, one = torch.zeros(1).double(), torch.ones(1).double()
@@ -454,7 +451,6 @@ def test_distance_to_the_front_of_known_points():
     assert record["front"] == 0
 
 
-# ---- the even grid of the simplex ----
 @pytest.mark.parametrize(("divisions", "tasks"), [(1, 1), (4, 1), (1, 4), (4, 2), (5, 3), (3, 5)])
 def test_lattice_is_every_composition(divisions, tasks):
     every = itertools.product(range(divisions + 1), repeat=tasks)

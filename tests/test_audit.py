@@ -51,7 +51,6 @@ def whole(rule: str) -> Report:
     return properties.report(rule)
 
 
-# ---- the textbook ------------------------------------------------------------------------------
 @cache
 def reported(rule: str) -> Report:
     """What the textbook says of a rule; tests/docs holds it against whole audits, too."""
@@ -131,7 +130,6 @@ def test_audit_agrees_with_the_theory_of_pcgrad():
     assert (rest[~opposite] > 0).all()
 
 
-# ---- rules that are broken on purpose ----------------------------------------------------------
 def assert_named(report, broken):
     row = report[broken.property]
     assert row.status == "fails", str(report)
@@ -262,7 +260,6 @@ def test_the_audit_cannot_know_which_rule_was_meant():
         assert "GradNorm with its sign flipped passes" in " ".join(text.split())
 
 
-# ---- what must not be blamed: more in test_audit_corners.py -------------------------------------
 def test_the_audit_takes_a_rule_at_its_word_about_what_it_reads():
     def update(geometry, state):
         return by_norm(geometry.gramian), state
@@ -301,7 +298,6 @@ def test_last_bits_decide_no_mark(seed):
         assert row.status == status, row.detail
 
 
-# ---- what may be handed over -------------------------------------------------------------------
 def test_an_audit_has_the_rules_name_or_another():
     for rule in (mf.mgda(), mf.mgda, torch.nn.Softmax(-1)):  # which gives a matrix
         status = row_of(rule, "convex weights", instances=10).status
@@ -381,7 +377,6 @@ def test_absent_tasks():
         )
 
 
-# ---- the report --------------------------------------------------------------------------------
 def test_report_as_records():
     report = whole("mean()")
     records = report.records()
@@ -410,7 +405,6 @@ def test_audit_is_deterministic_and_leaves_the_generator_alone():
     assert kernels.status == "holds", "they may change within an audit"
 
 
-# ---- the instances -----------------------------------------------------------------------------
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_integer_instances_are_ordered_and_different(count):
     rows = integers(count)
@@ -445,7 +439,6 @@ def test_stationary_instances_are_stationary():
         assert torch.equal(found[inside], whole.any(0))
 
 
-# ---- the shell ---------------------------------------------------------------------------------
 def test_shell_prints_the_table_and_its_status_means_something(monkeypatch, capsys):
     """As by `python -m mtlfunc.audit`, in this process."""
     arguments = ["mtlfunc:cagrad(0.4)", "--only", "non-conflict", "purity"]

@@ -53,7 +53,6 @@ def test_counterexample_of_many_tasks_is_a_call():
     assert bool(independent(row.jacobian[None])[0])
 
 
-# ---- what is right ------------------------------------------------------------------------------
 def by_inverse_length(gramian: Any) -> Any:
     """w = 1/‖g‖ with a finite stand-in at 0: exactly invariant to rescaling a task."""
     n = gramian.diagonal().sqrt()

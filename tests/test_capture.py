@@ -69,7 +69,6 @@ def started(step=None):
     return captured, state
 
 
-# ---- the same numbers ----------------------------------------------------------------------------
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
 def test_captured_steps_are_the_plain_ones(made, name):
     rule, probe, batch = parts(name)
@@ -139,7 +138,6 @@ def test_a_state_whose_parts_move_on(made):
     assert_same_run(step, [ZERO + 1, ZERO + 2], state, steps=7)
 
 
-# ---- states and answers are the caller's ---------------------------------------------------------
 def test_a_state_serves_again_and_older_ones_stay(made):
     """In any order, and in two runs that share a step."""
     step, (captured, a) = decay(), started()
@@ -273,7 +271,6 @@ def test_an_error_in_a_replay_leaves_the_states(made):
     assert torch.equal(captured.update(a, ZERO)[0].params["x"], X / 8)
 
 
-# ---- kinds and eviction --------------------------------------------------------------------------
 def test_each_kind_has_a_recording_and_the_oldest_is_freed(made):
     captured = mf.capture(step_of("mean"), graphs=2)
     state = captured.init(PARAMS, BATCH)
@@ -313,7 +310,6 @@ def test_bools_and_strings_of_a_batch_are_kinds(made):
     assert len(made) == 4
 
 
-# ---- where the step runs by itself ---------------------------------------------------------------
 def test_without_a_device_it_is_the_step():
     step = step_of("mgda")
     captured = mf.capture(step)
@@ -348,7 +344,6 @@ def test_under_no_grad_and_inference_mode(made, mode):
         torch.testing.assert_close(tuple(seen), tuple(info), rtol=1e-12, atol=1e-14)
 
 
-# ---- bad input -----------------------------------------------------------------------------------
 BAD = {
     "a number": ({"to": ZERO, "n": 3}, TypeError, r"batch\['n'\]: expected a tensor, got int"),
     "an object": ({"to": ZERO, "n": object()}, TypeError, r"batch\['n'\].*object.*plain tensors"),

@@ -123,7 +123,6 @@ def test_two_tasks_of_any_lengths_in_closed_form(ratio):
         torch.testing.assert_close(found.weights, solvers.active_set()(problem).weights)
 
 
-# ---- zero gradients, and what a Gramian can tell ----------------------------------------------
 SCALES = [2.0 ** round(e * math.log2(10)) for e in range(-12, 13)]  # free of rounding
 ZEROS = {
     "one beside a zero": [[1.0], [0.0]],
@@ -279,7 +278,6 @@ def test_what_half_precision_cannot_tell_is_said(dtype, count):
     assert not wide.noise.isnan()
 
 
-# ---- the certified error -------------------------------------------------------------------------
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "antiparallel"])
 def test_certified_error_is_no_less_than_the_true_one(family):
     """Against the closed form of two tasks; it is 0 to rounding at the optimum."""

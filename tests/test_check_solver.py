@@ -73,7 +73,6 @@ def says(**edit):
     return solver
 
 
-# ---- right and wrong solvers ---------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("solver", "tasks", "claims"),
     [(solvers.active_set(), (3, 3), ("vmap", "grad")), (solvers.auto(), (1, 5), ())],
@@ -425,7 +424,6 @@ def test_report_as_records():
     assert records[0]["family"] == "small integers"
 
 
-# ---- agreement -----------------------------------------------------------------------------------
 def test_agree_where_weights_tie_and_not_where_one_is_wrong():
     same = solvers.min_norm(torch.ones(3, 3, dtype=F64))
     testing.assert_agree(uniform, torch.eye(3, dtype=F64)[1], same)
@@ -450,7 +448,6 @@ def test_a_refusal_does_not_agree():
         testing.assert_agree(solvers.faces(), solvers.active_set(), problem)
 
 
-# ---- strategies ----------------------------------------------------------------------------------
 @settings(max_examples=30)
 @given(testing.problems("cagrad", tasks=(1, 4)))
 def test_problems_are_problems(problem):
@@ -521,7 +518,6 @@ def test_families_have_every_size(family):
         assert family != "hull" or width > 1 or abs(np.sign(rows).sum()) == count
 
 
-# ---- the shell -----------------------------------------------------------------------------------
 def test_command_checks_a_solver(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "import torch\n"

@@ -54,7 +54,6 @@ def test_a_gradient_whose_square_underflows_has_no_cosine():
     assert found[1, 1] == 1
 
 
-# --- curvature ----------------------------------------------------------------------------------
 def quadratics(seed, count=3, width=5):
     rng = np.random.default_rng(seed)
     roots = torch.from_numpy(rng.standard_normal((count, width, width)))
@@ -129,7 +128,6 @@ def test_curvature_vmapped_equals_loop_and_differentiates():
     check_slope(lambda lr: diagnostics.curvature(softplus, at, batch, lr=lr), 0.1, "grad")
 
 
-# --- stationarity -------------------------------------------------------------------------------
 def distance(J):
     """The distance of 0 from the hull by a conic solver; right to 1e-8 of the largest row."""
     w = cp.Variable(len(J), nonneg=True)
@@ -203,7 +201,6 @@ def test_stationarity_vmapped_and_poisoned():
     near(together.length[2], alone.length, 1e-9)
 
 
-# --- predicted and actual change ----------------------------------------------------------------
 def test_predicted_change_of_quadratics():
     """For L_t = ½(θ - c)ᵀA(θ - c): predicted g·Δ, actual g·Δ + ½ΔᵀAΔ, exactly; Δ of any origin."""
     rng = np.random.default_rng(0)
@@ -258,7 +255,6 @@ def test_predicted_change_of_steps():
         near(changes.actual[i], losses(end, batch) - losses(start, batch), 1e-9, 1e-12)
 
 
-# --- Δm -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("metrics", "expected"),
     [
@@ -280,7 +276,6 @@ def test_diagnostics_refuse_a_gramian_that_is_no_square():
         inspect.unwrap(diagnostics.cosines)(torch.ones(2, 3))
 
 
-# --- the simple noise scale, against literal loops and over all draws of a population ---
 noise_scale = diagnostics.noise_scale
 
 

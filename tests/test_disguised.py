@@ -64,7 +64,6 @@ def compare(net: nn.Module, run: Callable[[Any], Tensor]) -> None:
             torch.testing.assert_close(made.as_subclass(Tensor), weights @ rows)
 
 
-# --- parameters and inputs of a subclass --------------------------------------------------------
 class Plain(Tensor):
     """A subclass that does nothing."""
 
@@ -113,7 +112,6 @@ def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
     compare(whole, lambda module: module(inputs()))
 
 
-# --- calls of a name that is not theirs ---------------------------------------------------------
 LIBRARY = torch.library.Library("disguised", "DEF")
 for _name in ("linear", "matmul", "add", "layer_norm"):
     LIBRARY.define(f"{_name}(Tensor x, Tensor w) -> Tensor")
@@ -193,7 +191,6 @@ def test_torch_s_own_spellings_are_recognised(call, formed):
     assert not any(shape[-2:] == (width, width) for shape in shapes)
 
 
-# --- reentrant checkpoints ----------------------------------------------------------------------
 class Checkpointed(nn.Module):
     """The body in a reentrant checkpoint, after nothing, a frozen layer or a trained one."""
 
@@ -265,7 +262,6 @@ def test_a_backward_that_writes_gradients_is_refused(rule, before):
         assert (weight.grad is not None) == before
 
 
-# --- modes around a forward pass ------------------------------------------------------------------
 class Halving(torch.overrides.TorchFunctionMode):
     """Halves the input of every linear layer, as a simulation of quantised layers may."""
 

@@ -70,7 +70,6 @@ def weighted_bag(w, s):
 add("embedding_bag psw", weighted_bag, r(4, 3), r(2, 3))
 
 
-# ---- losses, in every reduction ------------------------------------------------------------------
 def loss(name, f, /, *inputs, **options):
     sweep(name, f, *inputs, reduction=["none", "mean", "sum"], **options)
 
@@ -144,7 +143,6 @@ loss("cos_emb", cosine, X, Y)
 loss("triplet", triplet, X, Y, p=[1.0, 2.0, 3.0], swap=flags)
 loss("ctc", ctc, r(5, 2, 4), zero_infinity=flags)
 
-# ---- pooling, padding, resizing, convolutions ----------------------------------------------------
 LINE, PLANE, SPACE = r(2, 3, 9), r(1, 2, 7, 7), r(1, 1, 7, 6, 6)
 WINDOWS = {"kernel_size": [2, 3], "stride": [1, 2], "padding": [0, 1], "ceil_mode": flags}
 for n, x in (("1d", LINE), ("2d", PLANE), ("3d", SPACE)):
@@ -220,7 +218,6 @@ for nd, g in itertools.product((1, 2, 3), (1, 2)):
                 more = {"stride": strides, "dilation": widths, "output_padding": [1]}
                 sweep(kind, call, *inputs, groups=[g], **MOVES | more)
 
-# ---- functions of one tensor, norms, distances ---------------------------------------------------
 UNARY = (
     *("relu", "relu6", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardsigmoid"),
     *("hardtanh", "leaky_relu", "logsigmoid", "softplus", "softsign", "tanhshrink", "softshrink"),

@@ -81,7 +81,6 @@ def test_units_of_residuals_and_of_gradients():
         torch.testing.assert_close(scale * rows, d, rtol=1e-9, atol=0)
 
 
-# ---- steps on a network --------------------------------------------------------------------------
 NET = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1)).double()
 POINTS = torch.linspace(-1, 1, 24, dtype=F64).reshape(12, 2)
 
@@ -177,7 +176,6 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
     check_slope(lambda damping: after(damping, 2)[1].sum(), 1e-3, "grad", rtol=1e-4, h=1e-6)
 
 
-# ---- bad input -----------------------------------------------------------------------------------
 def test_singular_gramians_are_refused_or_nan():
     J, r = _case("more")
     G = (J @ J.mT)[None]
@@ -254,7 +252,6 @@ def test_certificate_of_a_weighted_step_is_that_of_the_weighted_residuals():
     torch.testing.assert_close(own, other, rtol=1e-12, atol=0.0)
 
 
-# ---- line search, alignment ----------------------------------------------------------------------
 def test_line_search_is_a_loop_over_lengths():
     params, direction = _start(), {name: leaf.sin() for name, leaf in _start().items()}
     factors = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.3], dtype=F64)

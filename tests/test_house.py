@@ -318,8 +318,6 @@ def test_package_draws_no_global_random_numbers():
             assert forbidden not in source.replace("torch.Generator` cannot", ""), path.name
 
 
-# ---- docstrings ----------------------------------------------------------------------------------
-
 PACKAGE = griffe.load("mtlfunc", search_paths=[str(ROOT)], docstring_parser="google")
 PUBLIC_ROOMS = ("", *["solvers", "testing", "diagnostics", "plot", "optim", "random", "physics"])
 

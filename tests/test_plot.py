@@ -26,7 +26,6 @@ def closed():
     plt.close("all")
 
 
-# ---- heatmap ----
 def test_heatmap_shows_the_matrix_centred_on_zero():
     jacobian = rows(0, 3, 4)
     gramian = jacobian @ jacobian.mT
@@ -61,7 +60,6 @@ def test_heatmap_of_cosines():
     assert [*map(format_short, (184.2, 1.2e7, -3.4e-5))] == ["180", "1.2e7", "−3.4e−5"]
 
 
-# ---- weights ----
 def test_weights_are_means_and_quantiles_over_seeds():
     record = torch.softmax(rows(0, 9, 5, 3), -1)
     panel = plot.weights(record, axes(), steps=[0, 10, 20, 30, 40], band=0.5, linewidth=3)
@@ -119,7 +117,6 @@ def test_smoothed_weights_are_means_of_the_steps_before():
         np.testing.assert_allclose(np.asarray(line.get_ydata()), means)
 
 
-# ---- front ----
 def test_front_highlights_what_no_point_dominates():
     points = torch.tensor([[1.0, 3.0], [2.0, 2.0], [2.5, 2.5], [3.0, 1.0], [3.0, 1.5], [2.0, 4.0]])
     panel = plot.front(points, axes(), reference=[4.0, 4.0], label="mgda")
@@ -156,7 +153,6 @@ def test_front_in_three_dimensions():
     panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
 
 
-# ---- gap ----
 def test_gap_draws_certified_gaps_of_solvers():
     jacobian = rows(0, 6, 9)
     problem = mf.solvers.min_norm(jacobian @ jacobian.mT)
@@ -201,8 +197,6 @@ def test_gap_of_zero_is_drawn_hollow_below_all_others():
     np.testing.assert_allclose(np.asarray(hollow.get_xydata()), [[2, 1e-6], [4, 1e-6]])
     assert hollow.get_markerfacecolor() == "white"
 
-
-# ---- all of them ----
 
 NAN = float("nan")
 ONES, EYE, MEAN = torch.ones(2), torch.eye(3), mf.mean()

@@ -67,7 +67,6 @@ def marked(panel: Axes, points: np.ndarray) -> np.ndarray:
     return inside
 
 
-# ---- portrait ----
 def test_portrait_of_the_mean_is_its_formula():
     direction, length, first, second = (meshed(panel) for panel in plot.portrait(mf.mean()))
     phi, r = cells()
@@ -157,7 +156,6 @@ def test_portrait_has_no_direction_where_d_is_zero():
     assert np.isnan(small(lambda gramian: torch.zeros_like(gramian[0]), "direction")).all()
 
 
-# ---- simplex ----
 def corners(weights: np.ndarray) -> np.ndarray:
     return np.stack([weights[..., 1] + weights[..., 2] / 2, SQRT3 / 2 * weights[..., 2]], -1)
 

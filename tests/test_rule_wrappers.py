@@ -37,7 +37,6 @@ def drive(rule, present=None, steps=6, count=4, seed=0):
     return torch.stack(kept), states
 
 
-# --- normalize ----------------------------------------------------------------------------------
 def sizes(J, losses, by):
     return {"norm": J.norm(dim=1), "loss": losses, "both": losses * J.norm(dim=1)}[by]
 
@@ -106,7 +105,6 @@ def test_normalize_by_losses_below_0_is_nan_under_vmap():
     assert vmap(lambda l: mf.weights(rule, torch.eye(2).double(), l))(negative).isnan().all()
 
 
-# --- momentum -----------------------------------------------------------------------------------
 @pytest.mark.parametrize("inner", INNER)
 def test_momentum_is_the_moving_average(inner):
     a = 0.7

@@ -26,7 +26,6 @@ DETERMINISTIC = [name for name, case in RULES.items() if not case.random]
 READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
 
 
-# --- every rule ---------------------------------------------------------------------------------
 # right angles tie Frank–Wolfe's argmin
 SYMMETRIC = [name for name in DETERMINISTIC if RULES[name].symmetric]
 DRAWN = [("gaussian", 2), ("hull", 5), ("hull", 2), ("gaussian", 5)]

@@ -19,7 +19,6 @@ from tests.support.rules import geometry, losses_of, random_orders, trajectory, 
 
 F64 = torch.float64
 EPS = torch.finfo(F64).eps
-# --- mean and preferences -----------------------------------------------------------------------
 
 
 def test_preference_scales_to_sum_one():
@@ -41,7 +40,6 @@ def test_preference_defaults_to_the_geometrys(rule):
     near(updated(rule, rows @ rows.mT, preference=p), p, 1e-12)
 
 
-# --- PCGrad -------------------------------------------------------------------------------------
 def literal_pcgrad(J, orders):
     """Algorithm 1 of Yu et al. 2020 on vectors; the mean of the projected gradients."""
     projected = []
@@ -102,7 +100,6 @@ def test_pcgrad_random_orders_differ_by_step_and_key():
         assert min(float((mf.weights(rule, G, key=key) - w).abs().max()) for w in possible) <= 1e-12
 
 
-# --- CAGrad -------------------------------------------------------------------------------------
 @given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
 def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
     """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
@@ -141,7 +138,6 @@ def test_cagrad_rescale_divides_by_what_it_says(rescale):
         near(scaled, plain / divisor, 1e-12)
 
 
-# --- GradNorm -----------------------------------------------------------------------------------
 def network(seed=0, count=3):
     """Losses of one shared layer W [4, 3] with fixed targets: quadratics of tanh features."""
     rng = np.random.default_rng(seed)

@@ -33,7 +33,6 @@ F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 
-# --- EPO ----------------------------------------------------------------------------------------
 def literal_epo(G, losses, r, tolerance):
     """The official linear programme: objective, inequalities A @ alpha >= b, and the mode."""
     count = len(losses)
@@ -121,7 +120,6 @@ def test_epo_edge_cases():
         mf.weights(mf.epo(torch.tensor([-1.0, 1.0])), torch.eye(2), torch.ones(2))
 
 
-# --- Pareto MTL ---------------------------------------------------------------------------------
 def literal_pareto_mtl(J, losses, u, others, searching):
     """Lin et al. 2019 on vectors: the direction, and how many constraints are violated."""
     apart = others / np.linalg.norm(others, axis=1, keepdims=True) - u / np.linalg.norm(u)
@@ -181,7 +179,6 @@ def test_pareto_mtl_takes_constraints_that_cancel(size, seed):
         assert mf.weights(rule, scale**2 * rows @ rows.T, losses).isfinite().all(), ray
 
 
-# --- bargaining: Nash-MTL and FairGrad ----------------------------------------------------------
 def defect(
     G: Tensor, w: Tensor, power: float, share: Tensor | float = 1.0
 ) -> tuple[Tensor, Tensor]:
@@ -341,7 +338,6 @@ def test_fairgrad_batched_in_alpha():
     near(batched, torch.stack([updated(mf.fairgrad(alpha), G) for alpha in alphas]), 1e-12)
 
 
-# --- ConicGrad against the primal of cvxpy and against the dual bound ---
 ANGLES = (0.0, 0.2, 0.7, 0.99)
 # some of whose members have no direction that lowers every loss
 HOPELESS = {"pareto_stationary", "weakly_stationary", "antiparallel", "rank_deficient"}

@@ -32,7 +32,6 @@ def condition(G: Tensor) -> float:
     return float(torch.linalg.cond(G / n / n[:, None]))
 
 
-# --- random loss weighting ----------------------------------------------------------------------
 def test_rlw_is_the_softmax_of_its_key_and_has_mean_uniform():
     rule, losses = mf.rlw(), torch.ones(4, dtype=F64)
     geometry = Geometry(losses, torch.zeros(0, 0, dtype=F64), losses / 4, losses > 0, {})
@@ -59,7 +58,6 @@ def test_rlw_of_absent_tasks():
     assert updated(mf.rlw(), G, present & ~present).tolist() == [0.0] * 4
 
 
-# --- dual cone: DualProj and UPGrad -------------------------------------------------------------
 def project(vector: np.ndarray, J: np.ndarray) -> np.ndarray:
     """min ½‖d - vector‖² over J d >= 0, in the space of the parameters: no Gramian."""
     return quadprog.solve_qp(np.eye(J.shape[1]), vector, J.T.copy(), np.zeros(len(J)))[0]
@@ -155,7 +153,6 @@ def test_one_call_for_many_right_hand_sides_equals_one_by_one(family):
         near(carried[same], torch.stack(expected)[same], rtol, 1e-9)
 
 
-# --- equal angles: IMTL-G and ConFIG ------------------------------------------------------------
 def literal_imtl_g(J: np.ndarray) -> np.ndarray:
     """Liu et al. 2021, eq. 6: α₂… = g₁ Uᵀ (D Uᵀ)⁻¹, α₁ = 1 - Σ."""
     unit = J / np.linalg.norm(J, axis=1, keepdims=True)
@@ -264,7 +261,6 @@ def test_derivatives_are_finite_at_degenerate_gramians(rule):
         assert jacrev(lambda G: updated(rule, G))(G).isfinite().all()
 
 
-# --- spectral rules with and without derivatives, and a Gramian that is shared ---
 @pytest.mark.parametrize(
     ("case", "drawn"),
     in_turn(product(SPECTRAL, FAMILIES), product((1, 2, 3, 8, 20), (F64, torch.float32)), 3),
@@ -332,7 +328,6 @@ def test_batch_over_gramians_and_preferences_in_either_order():
     near(vmap(vmap(weights, (0, None)), (None, 0))(G, p), expected.transpose(0, 1), 1e-13, 1e-15)
 
 
-# --- Aligned-MTL against its definition in exact and high precision ---
 @pytest.mark.parametrize("scale", ["min", "median", "rmse"])
 @pytest.mark.parametrize("family", [*INDEPENDENT, "duplicates", "rank_deficient", "zero_row"])
 def test_aligned_mtl_equals_the_singular_value_decomposition(family, scale):
@@ -393,7 +388,6 @@ def test_aligned_mtl_on_present_tasks_alone(family, scale):
     near(w @ J, alone @ J[present], 0, 64 * EPS * spread * size)
 
 
-# --- derivatives where norms differ -------------------------------------------------------------
 def in_high_precision(gramian, preference, scale):
     """The weights √s V Λ^(-1/2) Vᵀ p of a definite Gramian of mpmath."""
     values, vectors = mp.eigsy(gramian)

@@ -60,7 +60,6 @@ def literal(loss_of, data, more=(), after=None, lr=0.05):
 PROBES = {"losses only": mf.losses_only, "jacobian": lambda: mf.jacobian(SHARED, heads="weighted")}
 
 
-# --- UW and IMTL-L: their objectives by autograd, in the network and in s -----------------------
 @pytest.mark.parametrize("probe", PROBES)
 @pytest.mark.parametrize("name", ["uw", "imtl_l"])
 @pytest.mark.parametrize(
@@ -93,7 +92,6 @@ def test_learned_scales_rest_where_the_docstrings_say():
     near(first, torch.full((3,), 0.5 * math.exp(0.5) / 3, dtype=F64))
 
 
-# --- DWA ----------------------------------------------------------------------------------------
 def test_dwa_equals_its_formula():
     """λ = T·softmax(L̄_{k-1}/L̄_{k-2}/τ), ones in the first two epochs."""
     k, tau = 3, 1.5
@@ -121,7 +119,6 @@ def test_dwa_means_over_the_steps_in_which_a_task_was_present():
     near(state.rate, rates[1], 1e-13)
 
 
-# --- GLS ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("preference", [None, torch.tensor([1.0, 2.0, 0.0, 5.0], dtype=F64)])
 def test_gls_equals_autograd_of_the_geometric_mean(preference):
     share = torch.ones(4, dtype=F64) if preference is None else preference
@@ -143,7 +140,6 @@ def test_gls_where_the_product_leaves_the_range_of_floats():
         near(weights_of(mf.gls(), losses[None] * scale)[0][0].double(), expected, 1e-4)
 
 
-# --- STCH ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mu", [0.01, 0.5, 3.0])
 def test_stch_equals_autograd_and_torchjd(mu):
     preference = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
@@ -171,7 +167,6 @@ def test_stch_between_the_maximum_and_the_mean():
         near(weights_of(mf.stch(1e9, preference=p), losses[None])[0][0], p, 1e-6)
 
 
-# --- COSMOS and PBI -----------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "p",
     [torch.full((4,), 0.25, dtype=F64), torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)],
@@ -206,7 +201,6 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
         near(weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum())
 
 
-# --- FAMO ---------------------------------------------------------------------------------------
 def literal_famo(data, decay, eps):
     """The official class but for eps and clipping: w by torch's Adam, after the network's step."""
     w = torch.zeros(TASKS, dtype=F64, requires_grad=True)

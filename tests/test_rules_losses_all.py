@@ -27,7 +27,6 @@ F64 = torch.float64
 SHARED = "trunk.*"
 
 
-# --- every rule from the losses alone -----------------------------------------------------------
 @pytest.mark.parametrize("name", ["dwa", "gls", "famo", "pbi"])
 def test_a_common_factor_of_the_losses_changes_no_bit(name):
     one, _ = weights_of(RULES[name](), SERIES)
@@ -124,7 +123,6 @@ def test_grids_of_hyper_parameters_are_one_vmap():
             near(together[i], weights_of(make(float(value)), SERIES)[0], 1e-12, 1e-300)
 
 
-# --- bad input ----------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", RULES)
 def test_nan_losses_give_nan_weights(name):
     broken = SERIES[:3].clone()
@@ -202,7 +200,6 @@ def test_second_evaluation_says_what_it_cannot_take():
         step_of(mf.losses_only()).init(PARAMS, (*BATCH, "name"))
 
 
-# --- edits of single coordinates ----------------------------------------------------------------
 def rows(count=5, width=40):
     """A Jacobian with zeros, ties, and coordinates in which all agree."""
     J = torch.randn(count, width, generator=torch.Generator().manual_seed(count), dtype=F64)

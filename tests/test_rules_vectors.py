@@ -35,7 +35,6 @@ elsewhere the sign of rounding decides.
 """
 
 
-# --- the compiled loop --------------------------------------------------------------------------
 @pytest.mark.parametrize("family", DECIDED)
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 20])
 def test_kernel_equals_plain_torch(family, count):
@@ -79,7 +78,6 @@ def test_kernel_under_nested_vmap_and_threads():
     near(weights(single, keys[0]).double(), weights(single.double(), keys[0]), 1e-5, 1e-6)
 
 
-# --- GradVac ------------------------------------------------------------------------------------
 def literal_gradvac(J, orders, targets, beta):
     """Wang et al. 2021 on vectors; the corrected gradients and the new targets."""
     targets, corrected = targets.copy(), []
@@ -152,7 +150,6 @@ def test_gradvac_parallel_gradients_keep_their_weights():
     near(off, torch.ones_like(off), 1e-14)
 
 
-# --- Krum ---------------------------------------------------------------------------------------
 def literal_krum(J, byzantine, select):
     """Blanchard et al. 2017, sec. 4, on vectors."""
     scores = []
@@ -185,7 +182,6 @@ def test_krum_shares_among_ties():
     assert mf.weights(mf.krum(select=2), torch.eye(4, dtype=F64)).tolist() == [0.25] * 4
 
 
-# --- least distance -----------------------------------------------------------------------------
 @pytest.mark.parametrize("count", [1, 2, 4, 9])
 def test_least_distance_meets_its_optimality_conditions(count):
     """n·x >= h, μ >= 0, μ(n·x - h) = 0 prove the shortest x; tall rows are made feasible."""
@@ -216,7 +212,6 @@ def test_least_distance_knows_what_cannot_be_met():
         assert possible or not multipliers.any()
 
 
-# --- PCD ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", ["gaussian", "spread", "hull", "rank_deficient", "duplicates"])
 def test_pcd_meets_the_optimality_conditions_on_vectors(family):
     tau = torch.tensor([9.0, 0.1, 0.3, 0.0, 0.02, 0.6], dtype=F64)

@@ -149,7 +149,6 @@ def test_frank_wolfe_answers_many_tasks(step):
     assert solution.value - best.value <= 2 * torch.cdist(J, J).max() ** 2 / 302 + best.gap
 
 
-# --- closed forms -------------------------------------------------------------------------------
 @given(jacobians(least=2, most=2), st.sampled_from([0.1, 0.4, 0.9, 3.0]))
 def test_two_tasks_are_certified(J, c):
     """Formulas next to the enumeration of faces."""
@@ -160,7 +159,6 @@ def test_two_tasks_are_certified(J, c):
             assert solution.gap <= allowed("faces", problem, G, solution, c)
 
 
-# --- CAGrad: Pareto stationarity, threshold, limits ---------------------------------------------
 @pytest.mark.parametrize("solver", ["faces", "cvx", "auto", "active_set"])
 def test_cagrad_pareto_stationary_example(solver):
     """d = 0 although the dual weights (.2, .4, .4) have length 0 and say nothing of d."""
@@ -216,7 +214,6 @@ def test_cagrad_with_large_radius_turns_to_min_norm(family):
         assert (far / far.norm() - shortest / shortest.norm()).norm() <= 1e-3  # O(1/c)
 
 
-# --- Frank–Wolfe --------------------------------------------------------------------------------
 @pytest.mark.parametrize("step", ["1/(n+1)", "2/(n+2)"])
 @pytest.mark.parametrize("family", ["gaussian", "hull", "spread"])
 def test_frank_wolfe_of_given_steps_is_its_loop(family, step):
@@ -326,7 +323,6 @@ def test_the_reference_differentiates_gradients_of_any_lengths():
     near(slope(solvers.cvx()), slope(solvers.active_set()), 0, 1e-6)
 
 
-# --- projection onto the simplex ---
 @st.composite
 def points(draw):
     """A point and a positive normal; both may be spread over several orders of magnitude."""

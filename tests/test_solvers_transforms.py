@@ -24,7 +24,6 @@ EPS = torch.finfo(F64).eps
 IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].implicit]
 
 
-# --- transforms ---------------------------------------------------------------------------------
 def chooses(solver):
     """Whether its path hangs on which task is chosen, so that rounding may part two paths."""
     return solver.endswith(("away", "pairwise"))
@@ -177,7 +176,6 @@ def test_cagrad_derivative_in_its_radius(solver):
     check_slope(first, 0.4, "grad", rtol=1e-4 if solver == "cvx" else 1e-6, of=exact)
 
 
-# --- dtypes, scales, degenerate inputs ----------------------------------------------------------
 @pytest.mark.parametrize(
     ("case", "family"), in_turn([(s, p) for s, p in EXACT if s != "auto"], FAMILIES, 5)
 )
@@ -240,7 +238,6 @@ def test_solver_nan_under_vmap_stays_nan_in_its_own_problem(solver, problem):
     assert together.weights[2].isfinite().all()
 
 
-# --- errors -------------------------------------------------------------------------------------
 def test_what_is_no_problem_is_refused():
     for solver in SOLVERS.values():
         with pytest.raises(TypeError, match="problem"):

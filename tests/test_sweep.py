@@ -45,7 +45,6 @@ def loop(f, axes):
     return [[f(seed, c) for c in radii] for seed in seeds]
 
 
-# --- equal to the loop --------------------------------------------------------------------------
 @pytest.mark.parametrize("points_at_once", [None, 1, 5, 100])
 def test_grid_equals_nested_loops(points_at_once):
     found = grid(train, AXES, points_at_once=points_at_once, dims={"losses": ("step", "task")})
@@ -153,7 +152,6 @@ def test_grid_shows_progress_and_is_silent_inside(capsys):
     assert "grid:" in shown.err
 
 
-# --- interrupted and resumed --------------------------------------------------------------------
 class Counted:
     """f that counts its calls, and that Ctrl-C (or an error) hits in one of them."""
 
@@ -300,7 +298,6 @@ def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path
     assert [len(np.load(x)["points"]) for x in sorted(tmp_path.glob("points-*"))] == files
 
 
-# --- files that do not fit ----------------------------------------------------------------------
 @pytest.fixture
 def begun(tmp_path):
     axes = {"a": torch.arange(3), "b": [1, 2]}
@@ -355,7 +352,6 @@ def test_grid_names_broken_files(begun):
     assert found["value"].values.tolist() == [[0, 0], [1, 2], [2, 4]]
 
 
-# --- errors -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [

@@ -121,7 +121,6 @@ def test_a_numba_that_cannot_be_used_is_named_once(tmp_path):
         assert "numba >= 0.59 is not installed" in said
 
 
-# ---- interpreted and compiled --------------------------------------------------------------------
 def test_the_first_call_leaves_scipy_to_who_uses_it():
     code = FIRST_USE + "; import sys, numba, numpy as np; print('scipy.linalg' in sys.modules)"
     code += "; print(numba.njit(lambda x: np.dot(x, x))(np.eye(2))[0, 0])"  # by SciPy's BLAS
@@ -176,7 +175,6 @@ def test_nothing_is_said_of_zeros_and_infinities(interpreted):
     assert np.isnan(found[0]).all()
 
 
-# ---- where compiling fails -----------------------------------------------------------------------
 @pytest.fixture
 def compiler(monkeypatch):
     """That of a process which has not needed a kernel yet, and asks again at once."""

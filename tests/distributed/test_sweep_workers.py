@@ -74,9 +74,6 @@ def same(found, whole):
     assert {name: x.dtype for name, x in found.items()} == {n: x.dtype for n, x in whole.items()}
 
 
-# --- executors ----------------------------------------------------------------------------------
-
-
 @ONE_PROCESSOR
 def test_processes_give_the_serial_answers(pool, whole, tmp_path):
     same(grid(weights, AXES, points_at_once=4, executor=pool), whole)
@@ -179,8 +176,6 @@ def test_jobs_of_an_array_make_the_whole(whole, tmp_path):
     np.testing.assert_allclose(found["weights"], whole["weights"], rtol=1e-12)
 
 
-# --- a study that is killed ---------------------------------------------------------------------
-
 STUDY = """
 import sys, time
 from tests.support.grids import AXES, weights
@@ -208,9 +203,6 @@ def test_a_study_killed_at_any_moment_resumes(tmp_path):
         time.sleep(random.uniform(0, 1))
         process.kill()
     same(grid(weights, AXES, points_at_once=1, path=tmp_path), expected)
-
-
-# --- locks --------------------------------------------------------------------------------------
 
 
 def refused(lock):

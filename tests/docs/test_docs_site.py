@@ -158,7 +158,6 @@ def test_every_claim_has_an_anchor_on_its_papers_page():
         assert page.count(f'<a id="{row.id.lower()}"></a>') == 1
 
 
-# ---- the site as it is built ---------------------------------------------------------------------
 class Reader(html.parser.HTMLParser):
     """Places that can be linked to, and links, of one page."""
 

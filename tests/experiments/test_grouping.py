@@ -16,7 +16,6 @@ from common.problems.digits import digits
 from tests.support.networks import gradient_rows, network
 
 
-# --- affinity -----------------------------------------------------------------------------------
 def literal_affinity(losses, params, batch, lr, names):
     """Move the shared parameters by one task's gradient, look at every loss."""
     before = losses(params, batch)
@@ -40,7 +39,6 @@ def test_affinity_equals_loop():
     assert float((found - everything).abs().max()) > 1e-3  # the heads stayed
 
 
-# --- groups -------------------------------------------------------------------------------------
 def searched(Z, count, overlap, alone):
     """The highest total of at most `count` groups: each task takes its best, as officially."""
     tasks = len(Z)

@@ -31,7 +31,6 @@ def loss(J: torch.Tensor, A: torch.Tensor, x: torch.Tensor) -> float:
     return float(J.sum(0) @ x + 0.5 * x @ A @ x)
 
 
-# ---- Theorem 1 ----
 @pytest.mark.parametrize("relative", [1.0, 0.3, 0.01])
 def test_theorem1_bounds_the_decrease_of_literal_steps(relative):
     met = 0
@@ -55,7 +54,6 @@ def test_theorem1_allows_rest_only_at_its_two_alternatives():
         assert theory.pcgrad_theorem1(gramian("gaussian", 2, seed), 1.0, 1.0).decrease > 0
 
 
-# ---- Theorem 2 ----
 @pytest.mark.parametrize("seed", range(40))
 def test_theorem2_compares_literal_steps(seed):
     J, A = rows(seed), curved(seed, share=0.6)
@@ -100,7 +98,6 @@ def test_no_theorem2_without_conflict():
     assert not any(bool(flag) for flag in zero[:3])
 
 
-# ---- curvature over the step ----
 def smooth(params, batch):
     x = params["x"]
     return torch.stack(
