@@ -149,8 +149,7 @@ def test_landscapes_are_those_of_the_reproductions():
     near(ours - 21, cagrad_toy.at(points))
     assert float(front.mean(-1).amin()) == pytest.approx(cagrad_toy.minimum_of_mean()[1] + 21)
     ours = vmap(lambda x: standard()["pcgrad landscape"].losses({"x": x}, x))(points)
-    theirs = vmap(lambda x: pcgrad_landscape.losses({"theta": x}))(points)
-    near(ours, theirs)
+    near(ours, vmap(lambda x: pcgrad_landscape.losses({"theta": x}))(points))
 
 
 def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promise():
@@ -301,8 +300,7 @@ def null(count: int, rules: int, studies: int, key: int) -> torch.Tensor:
     at = mf.random.key(key)
     quality = mf.random.normal(mf.random.fold_in(at, 0), (studies, count, rules, 1), torch.float64)
     noise = mf.random.normal(mf.random.fold_in(at, 1), (studies, count, rules, 8), torch.float64)
-    scores = quality**3 + 0.7 * noise
-    return vmap(vmap(result._ranks))(scores).mean(-1)
+    return vmap(vmap(result._ranks))(quality**3 + 0.7 * noise).mean(-1)
 
 
 @pytest.mark.parametrize("count", few([6, 8, 11], lambda count: count == 8))
@@ -407,8 +405,7 @@ def test_intervals_tell_a_difference_and_do_not_make_one_up():
     assert 0 < found.critical_difference() < 3
     twins = several(lambda i: {"mean": losses(i)["mean"], "twin": losses(i)["mean"]}, 8)
     assert twins.critical_difference() == 0  # and no two ranks are more than that apart
-    text = str(found)
-    assert "Against mean, one rule at a time: better better; worse none" in text
+    assert "Against mean, one rule at a time: better better; worse none" in str(found)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

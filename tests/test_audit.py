@@ -102,8 +102,7 @@ def test_pcgrad_with_given_orders_depends_on_the_order():
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.8])
 def test_audit_agrees_with_the_theory_of_cagrad(c):
     """It conflicts just where c < c*, over all the instances of the audit."""
-    report = audit(mf.cagrad(c), only=["non-conflict"])
-    J = report["non-conflict"].jacobian
+    J = audit(mf.cagrad(c), only=["non-conflict"])["non-conflict"].jacobian
     assert J is not None
     assert cagrad_threshold(J @ J.mT) > c
     for count in (2, 3):
@@ -225,8 +224,7 @@ print(time.process_time(), int(peak) / 2**20)
 
 
 def test_stationary_tries_no_weights_of_many_tasks():
-    rows = integers(2)[:50]
-    assert bool(stationary(rows).any())
+    assert bool(stationary(integers(2)[:50]).any())
     assert not bool(stationary(torch.ones(3, 12, 4)).any())
 
 

@@ -45,8 +45,7 @@ def test_between_follows_the_key():
 
 
 def test_counterexample_of_many_tasks_is_a_call():
-    rule = only(128, first_preferred)
-    row = row_of(rule, "permutation equivariance", instances=5)
+    row = row_of(only(128, first_preferred), "permutation equivariance", instances=5)
     assert row.literal == 'mtlfunc.audit.instances.generic("gaussian", 128, 1)[0]'
     assert row.jacobian is not None
     assert torch.equal(row.jacobian, generic("gaussian", 128, 1)[0])

@@ -14,10 +14,8 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.balancers import untouched
-from tests.support.problems import TrunkAndHeads
+from tests.support.problems import F64, TrunkAndHeads
 from tests.support.registry import RULES
-
-F64 = torch.float64
 
 
 def scalars(outputs, y):
@@ -39,8 +37,7 @@ def net():
 
 
 def batches(count=2):
-    generator = torch.Generator().manual_seed(1)
-    draw = partial(torch.randn, dtype=F64, generator=generator)
+    draw = partial(torch.randn, dtype=F64, generator=torch.Generator().manual_seed(1))
     return [(draw(5, 4), draw(5, 2)) for _ in range(count)]
 
 
@@ -61,8 +58,7 @@ def live(net, balancer, form="stacked", steps=2):
     found = []
     for x, y in batches(steps):
         net.zero_grad()
-        losses = FORMS[form](net(x), y)
-        info = balancer.backward(losses)
+        info = balancer.backward(FORMS[form](net(x), y))
         found.append(({name: leaf.grad for name, leaf in net.named_parameters()}, info))
     return found
 
@@ -333,8 +329,7 @@ def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
     balancer = mf.Balancer(net, mf.gls(), None)  # the losses alone
     if engine is not None:
         balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine=engine))
-    out = net(x)
-    losses = FORMS[form](out, y)
+    losses = FORMS[form](net(x), y)
     balancer.backward(losses, retain_graph=True)
     once = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()

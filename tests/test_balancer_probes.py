@@ -8,9 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 import mtlfunc as mf
-from tests.support.problems import TrunkAndHeads
+from tests.support.problems import F64, TrunkAndHeads
 
-F64 = torch.float64
 TRUNK = "trunk.*"
 
 

@@ -16,9 +16,8 @@ import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from mtlfunc.gradients.losses import parse_losses
 from mtlfunc.gradients.run import live
-from tests.support.oracles import near, rows_of
+from tests.support.oracles import F64, near, rows_of
 
-F64 = torch.float64
 X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
 
 
@@ -38,8 +37,7 @@ def check(net, run, shared="*", rtol=1e-10, **options):
     twin = copy.deepcopy(net)
     balancer = mf.Balancer(net, mf.cagrad(0.4), mf.jacobian(shared, **options))
     torch.manual_seed(3)
-    losses = run(net)
-    info = balancer.backward(losses)
+    info = balancer.backward(run(net))
     torch.manual_seed(3)
     leaves = [leaf for leaf in twin.parameters() if leaf.requires_grad]
     rows = rows_of(run(twin), leaves).double()
@@ -47,8 +45,7 @@ def check(net, run, shared="*", rtol=1e-10, **options):
     near(info.gramian, gramian, rtol, rtol * float(gramian.max()))
     expected = info.weights.double() @ rows
     got = gradient([leaf for leaf in net.parameters() if leaf.requires_grad])
-    scale = float(expected.abs().max())
-    near(got.double(), expected, rtol, rtol * scale)
+    near(got.double(), expected, rtol, rtol * float(expected.abs().max()))
     for ours, theirs in zip(net.buffers(), twin.buffers(), strict=True):
         assert torch.equal(ours, theirs)
     return info
@@ -92,8 +89,7 @@ def test_compiled_module():
     check(net, run)
     compiled = torch.compile(net)  # its inductor donates the buffers of a graph
     assert isinstance(compiled, nn.Module)
-    whole = mf.Balancer(compiled, mf.mgda(), "0.*")
-    assert whole.measure(run(net)).gramian.shape == (3, 3)
+    assert mf.Balancer(compiled, mf.mgda(), "0.*").measure(run(net)).gramian.shape == (3, 3)
 
 
 def test_autocast_around_the_forward():
@@ -120,8 +116,7 @@ def test_float16_with_a_scaler():
         optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
         balancer = mf.Balancer(net, mf.cagrad(0.4))
         with torch.autocast("cpu", torch.float16):
-            out = net(X.float())
-            losses = list(out.float().square().mean(0))
+            losses = list(net(X.float()).float().square().mean(0))
         weights, info = balancer.weigh(losses)
         assert info.gramian.dtype == torch.float32
         scaler.scale((weights * torch.stack(losses)).sum()).backward()
@@ -358,8 +353,7 @@ def test_a_copy_goes_on_and_a_pickle_names_the_cure():
     net = nn.Linear(2, 2)
     balancer = mf.Balancer(net, mf.nash_mtl())
     balancer.backward(tuple(net(torch.eye(2)).square().mean(0)))
-    twin = copy.deepcopy(balancer)
-    assert str(twin.state_dict()) == str(balancer.state_dict())
+    assert str(copy.deepcopy(balancer).state_dict()) == str(balancer.state_dict())
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(balancer)
 
@@ -395,8 +389,7 @@ def test_heads_of_several_losses_and_leaves_without_numbers():
         h = net["both"](z).tanh()
         return [h.square().mean(), net["one"](h).cos().mean(), z.sin().mean()]
 
-    balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    info = balancer.backward(losses())
+    info = mf.Balancer(net, mf.mgda(), "trunk.*").backward(losses())
     trunk = [leaf for name, leaf in net.named_parameters() if name.startswith("trunk")]
     jac = rows_of(losses(), trunk)
     near(info.gramian, jac @ jac.T)

@@ -148,8 +148,7 @@ def test_a_state_serves_again_and_older_ones_stay(made):
         other, _ = captured.update(other, ZERO)
         b, _ = captured.update(b, ZERO)
         kept += [(other, 3 * X / 2**k), (b, X / 2 ** (k + 3))]
-    again = captured.update(a, ZERO)
-    assert equal(again, step.update(a, ZERO))
+    assert equal(captured.update(a, ZERO), step.update(a, ZERO))
     assert torch.equal(info.losses, X / 4)
     assert all(torch.equal(state.params["x"], value) for state, value in kept)
 

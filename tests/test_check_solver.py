@@ -349,8 +349,7 @@ def test_claims_are_tried_at_several_numbers_of_tasks_and_all_kinds_of_problems(
 )
 def test_vmap_is_tried_nested_in_a_batch_of_one_and_with_one_gramian(where, how):
     def solver(problem):
-        found = EXACT(problem).weights
-        return found + where(problem)
+        return EXACT(problem).weights + where(problem)
 
     report = testing.check_solver(solver, ["cagrad"], tasks=(2, 2), claims=["vmap"])
     assert not report.counterexamples
@@ -362,8 +361,7 @@ def test_vmap_is_tried_nested_in_a_batch_of_one_and_with_one_gramian(where, how)
 )
 def test_derivatives_are_tried_in_what_a_problem_has_beside_the_gramian(kind, field):
     def solver(problem):
-        fixed = {field: getattr(problem, field).detach()}
-        return EXACT(problem._replace(**fixed))
+        return EXACT(problem._replace(**{field: getattr(problem, field).detach()}))
 
     report = testing.check_solver(solver, [kind], tasks=(2, 2), claims=["grad"])
     assert f"{kind}: at testing.jacobian(" in report.claims["grad"]

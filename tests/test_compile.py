@@ -176,8 +176,7 @@ def test_vmapped_step_compiles():
 def test_gradient_of_a_compiled_run_with_respect_to_c(how):
     def end(c):
         step = mf.descend(opaque, mf.cagrad(c), mf.jacobian("trunk.*"), mf.sgd(0.05))
-        state = step.init(PARAMS, BATCH)
-        return opaque(step.update(state, BATCH)[0].params, BATCH).sum()
+        return opaque(step.update(step.init(PARAMS, BATCH), BATCH)[0].params, BATCH).sum()
 
     c = torch.tensor(0.4, dtype=torch.float64)
     same(torch.compile(grad(end), **how)(c), grad(end)(c), 1e-9, 1e-12)
@@ -225,8 +224,7 @@ def test_named_tasks_trace_as_one_graph(how):
 def test_a_whole_run_with_its_init_traces_as_one_graph(how):
     def run(params):
         step = mf.descend(named, mf.mgda(mf.solvers.faces()), mf.jacobian("trunk.*"), mf.sgd(0.02))
-        state = step.init(params, BATCH)
-        return step.update(state, BATCH)[0].params
+        return step.update(step.init(params, BATCH), BATCH)[0].params
 
     same(torch.compile(run, **how)(PARAMS), run(PARAMS), 1e-9, 1e-12)
 

@@ -94,8 +94,7 @@ def test_the_sequence_is_the_published_formula():
         quantile = (single.high - single.inner)[0, 1].item()
         found, state = diagnostics.running_conflict(state, gramian, TASKS, level=0.9)
         estimates.append(single.inner[0, 1].item())
-        t = student.ppf(0.95, SAMPLES + step - 1)
-        variances.append((quantile / t) ** 2)
+        variances.append((quantile / student.ppf(0.95, SAMPLES + step - 1)) ** 2)
         grown = 0.1 * step + 1
         half = math.sqrt(
             np.mean(variances) * 2 * grown / (step**2 * 0.1) * math.log(math.sqrt(grown) / 0.1)

@@ -12,10 +12,9 @@ import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
-from tests.support.losses import geometry
+from tests.support.losses import F64, geometry
 from tests.support.oracles import check_slope, near
 
-F64 = torch.float64
 BOUNDS = torch.tensor([math.inf, 0.5, math.inf, 2.0], dtype=F64)
 
 

@@ -27,8 +27,7 @@ def of_rule(name, dtype):
         present = some if absent and RULES[name].masks else some | True
         rows = torch.tensor(J, dtype=dtype) * present[:, None]
         told = geometry(rows @ rows.mT, (rows[:, 0].abs() + 1) * present)
-        share = present.to(dtype) / present.sum()
-        told = told._replace(present=present, preference=share)
+        told = told._replace(present=present, preference=present.to(dtype) / present.sum())
         state = rule.init(told.losses + 1, mf.random.key(0))
         for _ in range(2):
             weights, state = rule.update(told, state)

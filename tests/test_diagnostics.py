@@ -16,9 +16,8 @@ from mtlfunc import solvers
 from mtlfunc.analysis import diagnostics
 from tests.support.families import FAMILIES, gramian, jacobian, jacobians
 from tests.support.networks import gradient_rows, network
-from tests.support.oracles import check_slope, near
+from tests.support.oracles import F64, check_slope, near
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 
@@ -197,8 +196,7 @@ def test_stationarity_vmapped_and_poisoned():
     together = vmap(diagnostics.stationarity)(G)
     assert together.length[1].isnan()
     assert not together.stationary[1]
-    alone = diagnostics.stationarity(G[2])
-    near(together.length[2], alone.length, 1e-9)
+    near(together.length[2], diagnostics.stationarity(G[2]).length, 1e-9)
 
 
 def test_predicted_change_of_quadratics():
@@ -241,12 +239,10 @@ def test_predicted_change_of_steps():
 
     def one(scale):
         start = {name: scale * leaf for name, leaf in params.items()}
-        state = adam.init(start, batch)
-        end = adam.update(state, batch)[0].params
+        end = adam.update(adam.init(start, batch), batch)[0].params
         return start, end, diagnostics.predicted_change(losses, start, end, batch)
 
-    scales = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    starts, ends, changes = vmap(one)(scales)
+    starts, ends, changes = vmap(one)(torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64))
     for i in range(3):
         start, end = ({name: leaf[i] for name, leaf in side.items()} for side in (starts, ends))
         rows = gradient_rows(losses, start, batch, list(start))
@@ -321,8 +317,7 @@ def test_hidden_gradients_have_no_finite_scale():
     assert noise_scale(rows @ rows.mT).item() == float("inf")
     assert noise_scale(torch.zeros(3, 2), torch.zeros(2)).tolist() == [float("inf")] * 2
     assert noise_scale(torch.tensor([1.0, float("nan")]), torch.tensor(1.0)).isnan()
-    slope = grad(lambda x: noise_scale(x, torch.zeros(())))(torch.ones(3))
-    assert slope.isfinite().all()
+    assert grad(lambda x: noise_scale(x, torch.zeros(())))(torch.ones(3)).isfinite().all()
 
 
 def test_vmap_is_a_loop():

@@ -253,8 +253,7 @@ def test_a_backward_that_writes_gradients_is_refused(rule, before):
         weight.grad = torch.ones_like(weight)
     for form in (tuple, lambda losses: losses):
         balancer = mf.Balancer(whole, rule)
-        z = Reentrant.apply(net[:2], lead(inputs()))
-        losses = net[2](z).square().mean(0)
+        losses = net[2](Reentrant.apply(net[:2], lead(inputs()))).square().mean(0)
         words = r"calls backward\(\) .* of 1\.0\.weight, 1\.0\.bias"
         with pytest.raises(RuntimeError, match=words):
             balancer.backward(form(losses))

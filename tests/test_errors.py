@@ -30,8 +30,7 @@ RULE = mf.mgda()
 def made(form, module=NET, rule=RULE):
     """A step by a balancer on losses in another form."""
     balancer = mf.Balancer(module, rule)
-    out = module(torch.ones(2, device=module.weight.device))
-    return balancer.backward(form(out))
+    return balancer.backward(form(module(torch.ones(2, device=module.weight.device))))
 
 
 def pure(form, params=None):

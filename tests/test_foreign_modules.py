@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import mtlfunc as mf
-from tests.support.oracles import rows_of
+from tests.support.oracles import F64, rows_of
 
-F64 = torch.float64
 X = torch.randn(7, 3, dtype=F64, generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 4])
 

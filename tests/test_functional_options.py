@@ -15,9 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import mtlfunc as mf
-from tests.support.oracles import rows_of
-
-F64 = torch.float64
+from tests.support.oracles import F64, rows_of
 
 
 def r(*s):
@@ -321,8 +319,7 @@ def losses_of(call):
 
 def literal(losses, params):
     leaves = {n: x.clone().requires_grad_() for n, x in params.items()}
-    wanted = [x for n, x in leaves.items() if n != "scale"]
-    rows = rows_of(losses(leaves, ()), wanted)
+    rows = rows_of(losses(leaves, ()), [x for n, x in leaves.items() if n != "scale"])
     return rows @ rows.mT
 
 

@@ -8,10 +8,9 @@ from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
-from tests.support.oracles import check_slope, literal
+from tests.support.oracles import F64, check_slope, literal
 from tests.support.problems import flatten
 
-F64 = torch.float64
 SHAPES = {"fewer": (5, 9), "square": (6, 6), "more": (9, 4), "one": (1, 3)}
 
 
@@ -25,8 +24,7 @@ def _least_squares(J: Tensor, r: Tensor, damping: float, omega: Tensor | None = 
     """argmin ‖√ω (r - J d)‖² + λ s ‖d‖² by an SVD; s is the largest ω_t‖g_t‖², ω at most 1."""
     share = np.ones(len(r)) if omega is None else np.sqrt((omega / omega.max()).numpy())
     A, b = share[:, None] * J.numpy(), share * r.numpy()
-    s = (A**2).sum(1).max()
-    stacked = np.vstack([A, np.sqrt(damping * s) * np.eye(A.shape[1])])
+    stacked = np.vstack([A, np.sqrt(damping * (A**2).sum(1).max()) * np.eye(A.shape[1])])
     right = np.concatenate([b, np.zeros(A.shape[1])])
     return torch.from_numpy(np.linalg.lstsq(stacked, right, rcond=None)[0])
 

@@ -11,9 +11,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
-from tests.support.oracles import rows_of
+from tests.support.oracles import F64, rows_of
 
-F64 = torch.float64
 N, D = 4, 6
 
 

@@ -155,8 +155,7 @@ def test_mgda_is_algorithm_2():
     """Heads along their own losses, the trunk along the shortest convex combination."""
     trunk = [[x.flatten() for k, x in row.items() if k[6:10] == "last"] for row in rows()]
     every = torch.stack([torch.cat(row) for row in trunk])
-    gramian = every @ every.mT
-    weights = mf.solvers.cvx()(mf.solvers.min_norm(gramian)).weights
+    weights = mf.solvers.cvx()(mf.solvers.min_norm(every @ every.mT)).weights
     grads, _ = live(mf.mgda())
     torch.testing.assert_close(grads, expected("own", weights), rtol=1e-4, atol=1e-6)
 

@@ -21,9 +21,7 @@ from mtlfunc.gradients import backward, by_samples
 from mtlfunc.gradients import run as forwards
 from mtlfunc.gradients.layerwise import formulas, plan
 from tests.support.architectures import NAMES, SAMPLES, TASKS, Architecture, build
-from tests.support.oracles import SLOPES, agree, check_slope, literal, near
-
-F64 = torch.float64
+from tests.support.oracles import F64, SLOPES, agree, check_slope, literal, near
 
 
 @pytest.fixture(autouse=True)
@@ -353,8 +351,7 @@ def test_derivatives(name):
     h = 1e-5
     second = grad(lambda x: (grad(ours, 1)(MLP.params, x) * along).sum())(x)
     ends = [grad(theirs, 1)(MLP.params, x + s * h * along) for s in (1, -1)]
-    size = float(second.abs().amax())
-    near(second, (ends[0] - ends[1]) / (2 * h), 0, 1e-6 * size)
+    near(second, (ends[0] - ends[1]) / (2 * h), 0, 1e-6 * float(second.abs().amax()))
 
 
 def test_derivative_of_a_length_zero_is_zero():
@@ -501,8 +498,7 @@ def test_sample_noise_is_that_of_the_sample_gradients(tasks):
     same = same * torch.linspace(0.1, 1, 200)[:, None, None]
     assert (vmap(lambda g: mf.diagnostics.sample_noise(g, tasks).noise)(same @ same.mT) >= 0).all()
     for task in range(tasks):
-        covariance = torch.cov(matrix[:, task].mT)
-        noise = covariance.trace()
+        noise = torch.cov(matrix[:, task].mT).trace()
         signal = matrix[:, task].mean(0).square().sum() - noise / SAMPLES
         near(got.noise[task], noise, 1e-9)
         near(got.signal[task], signal, 1e-9, 1e-12)

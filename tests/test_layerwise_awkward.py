@@ -209,9 +209,7 @@ def test_a_number_written_by_index_copy_is_differentiated_task_by_task(to):
     expected = gramian_of(losses, params)
     near(mf.task_gramian(losses, params, None)[1], expected)
     module = nn.ParameterDict(params)
-    balancer = mf.Balancer(module, mf.mgda())
-    found = losses(module)
-    near(balancer.backward(found).gramian, expected)
+    near(mf.Balancer(module, mf.mgda()).backward(losses(module)).gramian, expected)
 
 
 class Bare:
@@ -232,11 +230,9 @@ def test_group_norm_is_read_without_its_saved_eps(shape, eps):
     """Which torch 2.14 no longer keeps: normalised inputs come of the inverse deviations."""
     torch.manual_seed(0)
     norm = nn.GroupNorm(2, 4, eps=eps, dtype=torch.float64)
-    x = torch.randn(shape, dtype=torch.float64)
-    out = norm(x)
+    out = norm(torch.randn(shape, dtype=torch.float64))
     node = Bare(out.grad_fn, "_saved_eps")
-    operand = Operand(Part("weight"), (4,), (), node, 1, out.grad_fn)
-    use = group_norm(operand)
+    use = group_norm(Operand(Part("weight"), (4,), (), node, 1, out.grad_fn))
     delta = torch.randn(2, *shape, dtype=torch.float64)
     rows = use.fold(use.varied(delta).sum((1, 2))[:, 0, :, None])
     expected = [torch.autograd.grad(out, norm.weight, d, retain_graph=True)[0] for d in delta]

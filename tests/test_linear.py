@@ -8,9 +8,8 @@ import mtlfunc as mf
 from mtlfunc.core import linear
 from mtlfunc.rules import _spectral
 from tests.support.families import FAMILIES, batch, gramian
-from tests.support.rules import SPECTRAL
+from tests.support.rules import F64, SPECTRAL
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 by_rotations = torch.ops.mtlfunc.eigenvectors
 

@@ -217,8 +217,7 @@ def program(seed, monkeypatch):
         if absent and step:
             present = torch.tensor([t != step % tasks for t in range(tasks)])
         matrix, gramian = plain(twin, reference, "trunk", present)
-        losses = losses_of(kind, net, batch)
-        given = FORMS[shape](losses)
+        given = FORMS[shape](losses_of(kind, net, batch))
         if step and draw.random() < 0.2:  # as after an interruption
             saved = deepcopy(balancer.state_dict())
             balancer = mf.Balancer(net, RULES[name](), probe, reduction=reduction)

@@ -324,8 +324,7 @@ def test_leaves_that_are_pieces_of_one_tensor():
     net, x = Pieces(), torch.randn(6, 5)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
     for _ in range(2):
-        losses = net(x)
-        info = balancer.backward(losses, retain_graph=True)
+        info = balancer.backward(net(x), retain_graph=True)
         matrix = rows_of(net(x), [flat])[:, :40]
         torch.testing.assert_close(info.gramian, matrix @ matrix.mT)
 

@@ -15,9 +15,7 @@ from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from mtlfunc.types import Info
-from tests.support.problems import BATCH, FORMS, PARAMS, TASKS
-
-F64 = torch.float64
+from tests.support.problems import BATCH, F64, FORMS, PARAMS, TASKS
 
 
 def info_of(rows: Tensor, weights: Tensor, tasks: dict[str, Tensor] | None = None) -> Info:

@@ -10,10 +10,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 import mtlfunc as mf
-from tests.support.oracles import rows_of
+from tests.support.oracles import F64, rows_of
 
 torch.manual_seed(0)
-F64 = torch.float64
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 LAYERS = {
     "group": (nn.GroupNorm(2, 4), 4), "groups": (nn.GroupNorm(1, 4), 5),

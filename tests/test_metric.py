@@ -14,12 +14,11 @@ from mtlfunc.core import optim
 from mtlfunc.training._metric import metric_of
 from mtlfunc.types import Metric, Optimizer
 from tests.support.every import few
-from tests.support.oracles import literal_metric, near
+from tests.support.oracles import F64, literal_metric, near
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
 from tests.support.problems import scalars as losses_of
 from tests.support.registry import RULES
 
-F64 = torch.float64
 # every parameter is shared in some tests, so that rates are those of the whole step
 pytestmark = pytest.mark.filterwarnings("ignore:shared. only one task depends")
 OPTIMIZERS: dict[str, Any] = {
@@ -73,8 +72,7 @@ def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
         _, rows = literal_rows(params, batch, TRUNK)
         scale = flatten({key: literal_metric(optimizer, leaves[key]) for key in TRUNK})
         carried = flatten(metric_of(optimizer, dict(leaves.items()), TRUNK).carried)
-        losses = losses_at(net, batch)
-        info = balancer.backward(losses)
+        info = balancer.backward(losses_at(net, batch))
         known = (rows * scale) @ rows.mT
         case = f"{name}, step {step}"
         size = float(known.abs().max())
@@ -84,8 +82,7 @@ def test_gramian_and_rates_in_the_metric_at_ten_steps(name):
         optimizer.step()
         if name.startswith("sgd"):
             moved = flatten({key: leaves[key].detach() - params[key] for key in TRUNK})
-            fall = -rows @ moved
-            near(info.rates, fall, 1e-8, 1e-10, msg=case)
+            near(info.rates, -rows @ moved, 1e-8, 1e-10, msg=case)
         optimizer.zero_grad()
 
 
@@ -121,8 +118,7 @@ def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(n
     before = leaf.detach().clone()
     leaf.grad = g
     optimizer.step()
-    moved = leaf.detach() - before
-    near(moved, -(carried["x"] + scale["x"] * g), 1e-9, 1e-13)
+    near(leaf.detach() - before, -(carried["x"] + scale["x"] * g), 1e-9, 1e-13)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -261,8 +257,7 @@ def test_rates_are_the_falls_of_the_real_step(reduction, present):
             after, info = step.update(state, batch)
             change = mf.diagnostics.predicted_change(losses_of, state.params, after.params, batch)
             kept = torch.ones(TASKS, dtype=torch.bool) if present is None else present
-            fall = -change.predicted.where(kept, 0.0)
-            near(info.rates, fall, 1e-8, 1e-10)
+            near(info.rates, -change.predicted.where(kept, 0.0), 1e-8, 1e-10)
             if present is None:
                 size = change.predicted.abs().amax()
                 assert (info.rates + change.predicted).abs().amax() < 1e-8 * size

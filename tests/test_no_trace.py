@@ -169,8 +169,7 @@ def test_buffers_that_functional_call_exchanges_come_back(kind):
         buffers = {name: leaf.clone() for name, leaf in batch[1].items()}
         return torch.stack(functional_call(net, params | buffers, (batch[0],)))
 
-    step = mf.descend(losses, mf.mean(), mf.jacobian(), mf.sgd(0.1))
-    step.init(params, (x, given))
+    mf.descend(losses, mf.mean(), mf.jacobian(), mf.sgd(0.1)).init(params, (x, given))
     same(net, before)
     assert torch.equal(given["centre"], torch.full((4,), 7.0))
 

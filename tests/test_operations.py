@@ -169,8 +169,7 @@ def hypergradients(names: tuple[str, ...], turn: int | None, tasks: int = 2) -> 
         def summed(params: Params, batch: Batch) -> Tensor:
             return vmap(lambda p: losses(p, batch))(params).sum(0)
 
-        found = mf.task_gradients(summed, every, (s, u))[1]
-        return losses.parts(found).sum()
+        return losses.parts(mf.task_gradients(summed, every, (s, u))[1]).sum()
 
     def closure(f: Callable[[Tensor], Tensor]) -> Tensor:
         leaf = at.clone().requires_grad_()

@@ -9,9 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from tests.support.oracles import same
-from tests.support.problems import BATCH, PARAMS, TrunkAndHeads, vector
-
-SHARED = "trunk.*"
+from tests.support.problems import BATCH, PARAMS, SHARED, TrunkAndHeads, vector
 
 
 @pytest.mark.parametrize("scale", [1e-10, 1e10])

@@ -12,7 +12,7 @@ import mtlfunc as mf
 from tests.support.labels import MASKS, given
 from tests.support.labels import labelled as vector
 from tests.support.loops import trained
-from tests.support.oracles import check_slope, near, same
+from tests.support.oracles import F64, check_slope, near, same
 from tests.support.problems import (
     BATCH,
     FORMS,
@@ -30,7 +30,6 @@ from tests.support.problems import (
 )
 from tests.support.registry import on_gramian
 
-F64 = torch.float64
 SHARED = "trunk.*"
 SOME = MASKS[0]
 
@@ -147,8 +146,7 @@ def test_nobody_present_is_a_zero_step(probe):
         losses = vector if probe == "representation" else form(name)
         probed = PROBES[probe](present=given)
         step = mf.descend(losses, rule_for(probe), probed, mf.sgd(0.1), reduction="sum")
-        state = step.init(PARAMS, batch(MASKS[2]))
-        after, info = step.update(state, batch(MASKS[3]))
+        after, info = step.update(step.init(PARAMS, batch(MASKS[2])), batch(MASKS[3]))
         assert all(torch.equal(after.params[leaf], PARAMS[leaf]) for leaf in PARAMS)
         assert not info.weights.any()
 
@@ -248,8 +246,7 @@ def test_nan_of_an_absent_task_stays_out(probe, kind):
 
 @pytest.mark.parametrize("probe", NAN_SAFE)
 def test_nan_that_reaches_the_others_is_an_error_outside_and_nan_inside(probe):
-    rule = rule_for(probe)
-    balance = mf.balance(over_labels("stacked"), rule, NAN_SAFE[probe])
+    balance = mf.balance(over_labels("stacked"), rule_for(probe), NAN_SAFE[probe])
     data = (*BATCH, labelled())
     state = balance.init(PARAMS, data)
     with pytest.raises(ValueError, match="present:"):
@@ -346,6 +343,5 @@ def test_derivatives_at_absent_losses_that_are_nan_are_those_of_the_present_ones
 
     leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     outside = torch.autograd.grad(length(leaves), list(leaves.values()))
-    inside = torch.func.grad(length)(params)
-    near(list(inside.values()), list(outside))
+    near(list(torch.func.grad(length)(params).values()), list(outside))
     assert all(bool(leaf.isfinite().all()) for leaf in outside)

@@ -275,8 +275,7 @@ def test_given_axes_are_drawn_on_and_returned(name, monkeypatch):
     assert GOOD[name](panel) is panel
     panel.figure.savefig(io.BytesIO())  # pyright: ignore[reportAttributeAccessIssue]
     assert not plt.get_fignums()
-    made = GOOD[name](None)
-    assert made in plt.gcf().axes
+    assert GOOD[name](None) in plt.gcf().axes
     assert dict(mpl.rcParams) == before
 
 
@@ -307,5 +306,4 @@ def test_texts_do_not_overlap_at_column_width(name):
 def test_a_simplex_of_one_gradient_three_times(row):
     """Its length is the same everywhere up to rounding, and has no levels."""
     rows = torch.tensor([row] * 3, dtype=torch.float64)
-    panel = mf.plot.simplex(rows @ rows.T, ax=Figure().add_subplot(), resolution=8)
-    assert panel.texts
+    assert mf.plot.simplex(rows @ rows.T, ax=Figure().add_subplot(), resolution=8).texts

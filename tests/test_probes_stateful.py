@@ -23,12 +23,9 @@ from tests.support.problems import (
     opaque,
     vector,
 )
-from tests.support.rules import geometry
-from tests.support.steps import BATCHES, PAIR, run
+from tests.support.rules import F64, geometry
+from tests.support.steps import BATCHES, PAIR, SHARED, run
 from tests.support.steps import STATEFUL as METHODS
-
-F64 = torch.float64
-SHARED = "trunk.*"
 
 
 # Against the methods' loops
@@ -299,8 +296,7 @@ SAME = {frozenset({"none", "no rows"})}  # neither remembers anything
 @pytest.mark.parametrize("of", STATES)
 @pytest.mark.parametrize("to", STATES)
 def test_a_state_of_another_probe_is_named(of, to):
-    start = mf.balance(vector, STATES[of][1](), STATES[of][0]())
-    state = start.init(PARAMS, BATCH)
+    state = mf.balance(vector, STATES[of][1](), STATES[of][0]()).init(PARAMS, BATCH)
     # the rule's part is the right one
     balance = mf.balance(vector, STATES[to][1](), STATES[to][0]())
     state = state._replace(rule=balance.init(PARAMS, BATCH).rule)

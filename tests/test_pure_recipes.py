@@ -14,9 +14,7 @@ import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
-from tests.support.rules import losses_of
-
-F64 = torch.float64
+from tests.support.rules import F64, losses_of
 
 
 @pytest.fixture(scope="module")

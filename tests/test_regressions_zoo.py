@@ -37,7 +37,6 @@ def test_stch_says_whose_losses_were_never_averaged():
     """Of a task absent from all averaging steps, rather than blame the data."""
     rule = mf.stch(0.3, warmup=(0, 1))
     state = rule.init(ONES, mf.random.key(0))
-    here = torch.tensor([True, True, False])
-    _, state = rule.update(geometry(ONES, here), state)
+    _, state = rule.update(geometry(ONES, torch.tensor([True, True, False])), state)
     with pytest.raises(ValueError, match=r"warmup: tasks \[2\] were absent"):
         rule.update(geometry(ONES), state)

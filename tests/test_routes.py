@@ -108,8 +108,7 @@ def test_a_step_holds_what_a_loop_of_passes_does(net, x, tasks):
     params, leaves = mf.parameters(net), list(net.parameters())
 
     def loop():
-        losses = net(x).square().mean(0)
-        matrix = rows_of(losses, leaves)
+        matrix = rows_of(net(x).square().mean(0), leaves)
         return matrix @ matrix.T
 
     def gramian(**options):
@@ -199,8 +198,7 @@ def test_memory_says_how_much_one_pass_may_hold(monkeypatch):
     # In outputs of a layer: 400 of them, 206 of leaves and rows, and twice 65 in flight.
     for memory, together in ((1.0, False), (1.2, False), (1.22, True), (math.inf, True)):
         monkeypatch.setattr(passes, "MEMORY", memory)
-        got = passes.prefers_one_pass(*asked, "cuda", separate=False)
-        assert got == together
+        assert passes.prefers_one_pass(*asked, "cuda", separate=False) == together
 
 
 class Doubled(torch.autograd.Function):

@@ -10,9 +10,8 @@ from mtlfunc.types import Geometry
 from tests.support.families import jacobian
 from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, vector
-from tests.support.rules import losses_of
+from tests.support.rules import F64, losses_of
 
-F64 = torch.float64
 INNER = {
     "mgda": mf.mgda,
     "cagrad": lambda: mf.cagrad(0.4),
@@ -93,8 +92,7 @@ def test_normalize_zero_sizes():
 
 
 def test_normalize_by_losses_needs_no_gramian():
-    state_rule = mf.normalize(mf.mean(), "loss")
-    step = mf.balance(vector, state_rule, mf.losses_only())
+    step = mf.balance(vector, mf.normalize(mf.mean(), "loss"), mf.losses_only())
     grads, _, info = step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))
     near(info.weights, info.losses.mean() / info.losses / 3)
     assert all(g.isfinite().all() for g in grads.values())

@@ -15,9 +15,8 @@ from mtlfunc.core import optim
 from mtlfunc.rules._gradnorm import exact_adam
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.oracles import near, rows_of
-from tests.support.rules import geometry, losses_of, random_orders, trajectory, updated
+from tests.support.rules import F64, geometry, losses_of, random_orders, trajectory, updated
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 

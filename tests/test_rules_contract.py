@@ -14,10 +14,8 @@ from mtlfunc.core.expect import expect_rule, rule_name
 from mtlfunc.rules.common import as_rule, may_read, required_arguments
 from mtlfunc.types import GRAMIANS, Geometry
 from tests.support.families import jacobian
-from tests.support.problems import BATCH, PARAMS, vector
+from tests.support.problems import BATCH, F64, PARAMS, vector
 from tests.support.registry import PROBES, RULES
-
-F64 = torch.float64
 
 SLIPS = {
     "factory with arguments": (mf.cagrad, r"function cagrad itself; call it, cagrad\(\.\.\.\)"),
@@ -116,8 +114,7 @@ READERS = {name: case.make for name, case in RULES.items()} | SPECIAL
 
 
 def test_every_rule_is_asked_what_it_reads():
-    wanted = {*UNCALLED, "stateless"}
-    assert wanted <= {rule_name(make()) for make in READERS.values()}
+    assert {*UNCALLED, "stateless"} <= {rule_name(make()) for make in READERS.values()}
 
 
 def seen(seed: int) -> Geometry:

@@ -9,9 +9,8 @@ import mtlfunc as mf
 from tests.support.every import in_turn
 from tests.support.families import jacobian
 from tests.support.registry import RULES
-from tests.support.rules import SPECTRAL, geometry
+from tests.support.rules import F64, SPECTRAL, geometry
 
-F64 = torch.float64
 SMOOTH = [name for name, case in RULES.items() if case.smooth]
 AT = torch.tensor(0.1, dtype=F64)
 H = 1e-4

@@ -18,7 +18,7 @@ from mtlfunc import solvers
 from mtlfunc.rules import _conicgrad
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, gramian, jacobian
-from tests.support.oracles import near
+from tests.support.oracles import F64, near
 from tests.support.rules import (
     INDEPENDENT,
     STATIONARY,
@@ -29,7 +29,6 @@ from tests.support.rules import (
     with_absent,
 )
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 
@@ -358,8 +357,7 @@ def solved(problem: cp.Problem) -> float:
 def dual_bound(rows: Tensor, c: float) -> float:
     """No unit vector of the cone has a better worst rate than min ‖g_w + μg₀‖ - μc‖g₀‖."""
     mean, w, mu = rows.mean(0), cp.Variable(len(rows), nonneg=True), cp.Variable(nonneg=True)
-    vector = rows.numpy().T @ w + mu * mean.numpy()
-    bound = cp.norm(vector) - mu * c * float(mean.norm())
+    bound = cp.norm(rows.numpy().T @ w + mu * mean.numpy()) - mu * c * float(mean.norm())
     simplex: Any = [cp.sum(w) == 1]
     return solved(cp.Problem(cp.Minimize(bound), simplex))
 

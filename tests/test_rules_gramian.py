@@ -20,9 +20,8 @@ from mtlfunc.types import Geometry
 from tests.support.every import every, few, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.oracles import near
-from tests.support.rules import INDEPENDENT, SPECTRAL, lengths, preferences, updated
+from tests.support.rules import F64, INDEPENDENT, SPECTRAL, lengths, preferences, updated
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 
@@ -309,11 +308,9 @@ def test_batch_that_shares_gramians_changes_only_the_order_of_a_sum(rule, family
         G = torch.stack([gramian(family, count, seed) for seed in range(4)])
         alone = torch.stack([updated(made, g) for g in G])
         rounding = count * EPS * float(alone.abs().sum(-1).max())
-        batched = vmap(lambda g: updated(made, g))(G)
-        near(batched, alone, 0, rounding)
+        near(vmap(lambda g: updated(made, g))(G), alone, 0, rounding)
         nested = vmap(vmap(lambda g: updated(made, g)))(torch.stack([G, G.flip(0)]))
-        both = torch.stack([alone, alone.flip(0)])
-        near(nested, both, 0, rounding)
+        near(nested, torch.stack([alone, alone.flip(0)]), 0, rounding)
 
 
 def test_batch_over_gramians_and_preferences_in_either_order():

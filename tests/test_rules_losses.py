@@ -12,12 +12,9 @@ import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
 from tests.support.loops import trained
-from tests.support.losses import SERIES, _generator, weights_of
+from tests.support.losses import F64, SERIES, _generator, weights_of
 from tests.support.oracles import near
-from tests.support.problems import BATCH, PARAMS, TASKS, flatten, opaque, scalars, vector
-
-F64 = torch.float64
-SHARED = "trunk.*"
+from tests.support.problems import BATCH, PARAMS, SHARED, TASKS, flatten, opaque, scalars, vector
 
 
 def batches(count):

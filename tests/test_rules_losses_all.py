@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.rules._famo import FAMOState
-from tests.support.losses import RULES, SERIES, geometry, weights_of
+from tests.support.losses import F64, RULES, SERIES, geometry, weights_of
 from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
@@ -23,7 +23,6 @@ from tests.support.problems import (
     vector,
 )
 
-F64 = torch.float64
 SHARED = "trunk.*"
 
 
@@ -252,8 +251,7 @@ def test_masks_in_a_step_edit_the_shared_rows_and_vmap():
 
     grads, _, info = once(PARAMS, 3)
     _, J = literal_rows(PARAMS, BATCH, TRUNK)
-    state = step.init(PARAMS, BATCH, key=3)
-    key = mf.random.fold_in(mf.random.draw(state.probe)[0], 1)
+    key = mf.random.fold_in(mf.random.draw(step.init(PARAMS, BATCH, key=3).probe)[0], 1)
     split = {
         name: part.reshape(TASKS, *PARAMS[name].shape)
         for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)

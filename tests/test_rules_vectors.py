@@ -16,7 +16,7 @@ from mtlfunc.rules._pcgrad import project
 from mtlfunc.rules._surgery import surgery
 from mtlfunc.types import Geometry
 from tests.support.families import gramian, jacobian
-from tests.support.oracles import near
+from tests.support.oracles import F64, near
 from tests.support.rules import (
     geometry,
     losses_of,
@@ -28,7 +28,6 @@ from tests.support.rules import (
 
 torchjd = pytest.importorskip("torchjd.aggregation")
 
-F64 = torch.float64
 DECIDED = ("gaussian", "spread", "hull", "zero_row")
 """Families in which no product is zero, and no cosine equal to its target, by construction:
 elsewhere the sign of rounding decides.
@@ -195,8 +194,7 @@ def test_least_distance_meets_its_optimality_conditions(count):
             h = normals @ torch.from_numpy(rng.standard_normal(width)) - h.abs()
         multipliers, feasible = least_distance(normals @ normals.mT, h, solve)
         assert feasible
-        x = multipliers @ normals
-        slack = normals @ x - h
+        slack = normals @ (multipliers @ normals) - h
         assert (multipliers >= 0).all()
         assert (slack >= -1e-9).all()
         assert float(multipliers @ slack.abs()) <= 1e-9 * (1 + float(multipliers.sum()))

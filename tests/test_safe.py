@@ -27,8 +27,7 @@ def geometry_of(jacobian: torch.Tensor, carried: torch.Tensor, scale=None) -> Ge
 
 
 def weights(rule: mf.Rule, geometry: Geometry) -> torch.Tensor:
-    state = rule.init(geometry.losses, mf.random.key(0))
-    return rule.update(geometry, state)[0]
+    return rule.update(geometry, rule.init(geometry.losses, mf.random.key(0)))[0]
 
 
 def drawn(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -17,9 +17,7 @@ from torch.func import grad, vmap
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise.graph import read_graph
 from mtlfunc.gradients.layerwise.owners import walk
-from tests.support.oracles import literal
-
-F64 = torch.float64
+from tests.support.oracles import F64, literal
 
 N = 3  # samples, tasks, heads and features: every mistake about axes is possible
 

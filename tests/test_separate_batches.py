@@ -13,9 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import mtlfunc as mf
 from mtlfunc.core.checks import lanes
 from mtlfunc.gradients import backward
-from tests.support.oracles import literal, near, rows_of
+from tests.support.oracles import F64, literal, near, rows_of
 
-F64 = torch.float64
 T = B = D = 4  # tasks, samples and features of one number: every mistake about axes is possible
 
 

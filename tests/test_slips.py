@@ -8,9 +8,8 @@ from torch import nn
 
 import mtlfunc as mf
 from mtlfunc.types import BalanceState, TrainState
-from tests.support.problems import BATCH, PARAMS, TASKS, decode, encode, net, vector
+from tests.support.problems import BATCH, PARAMS, SHARED, TASKS, decode, encode, net, vector
 
-SHARED = "trunk.*"
 TORCH = "optimizer: got torch.optim.Adam, which moves parameters in place"
 LOOP = r"mtlfunc\.balance, mtlfunc\.assign_gradients and optimizer\.step\(\)"
 ADAM, KEY, ONES = torch.optim.Adam(net.parameters()), mf.random.key(0), {"x": torch.ones(2)}

@@ -17,14 +17,13 @@ from mtlfunc.solvers.problems import solver as of_weights
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing import certified_error
 from mtlfunc.types import Solution
-from tests.support.bounds import EXACT, _ratio, _root, lengths, rounding, uniform
+from tests.support.bounds import EXACT, F64, _ratio, _root, lengths, rounding, uniform
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
 from tests.support.oracles import bisected, cagrad_threshold, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
 EPS = torch.finfo(torch.float64).eps
-F64 = torch.float64
 FEW = (1, 2, 4)
 
 
@@ -304,8 +303,7 @@ def test_the_reference_solves_cagrad_for_gradients_of_any_lengths(e):
     """By weak duality, which holds whatever dual point it is asked of."""
     for seed in range(30):
         units, sizes = spread(seed, e)
-        G = (units * sizes) @ (units * sizes).mT
-        problem = solvers.cagrad(G, 0.5)
+        problem = solvers.cagrad((units * sizes) @ (units * sizes).mT, 0.5)
         most = 5e-6 if e == 6 else 1e-6  # over lengths of 1e-6 to 1e6 Clarabel's own accuracy
         assert certified_error(problem, solvers.cvx()(problem).weights) < most
 

@@ -12,13 +12,12 @@ import mtlfunc as mf
 from mtlfunc import solvers
 from mtlfunc.solvers.problems import CAGrad, DualCone
 from mtlfunc.types import Solution
-from tests.support.bounds import EXACT, lengths, rounding
+from tests.support.bounds import EXACT, F64, lengths, rounding
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
 from tests.support.oracles import SLOPES, check_slope, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
-F64 = torch.float64
 EPS = torch.finfo(F64).eps
 
 IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].implicit]

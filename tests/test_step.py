@@ -29,9 +29,7 @@ from tests.support.problems import (
     opaque,
     vector,
 )
-from tests.support.steps import METHODS, STATEFUL, parts, run, step_of
-
-SHARED = "trunk.*"
+from tests.support.steps import METHODS, SHARED, STATEFUL, parts, run, step_of
 
 
 def of_one(scale):

@@ -21,9 +21,7 @@ from tests.support.problems import (
     vector,
 )
 from tests.support.rules import geometry
-from tests.support.steps import METHODS, STATEFUL, parts
-
-SHARED = "trunk.*"
+from tests.support.steps import METHODS, SHARED, STATEFUL, parts
 
 
 def test_task_without_shared_parameter_is_named():

@@ -159,8 +159,7 @@ def test_narrow_dtypes(dtype):
 
 @pytest.mark.parametrize("form", [lambda x: x, tuple, list])
 def test_of_losses_that_exist(form):
-    losses = form(NET(X).square().mean(0))
-    J = mf.task_jacobian(losses, NET, shared=NET[0])
+    J = mf.task_jacobian(form(NET(X).square().mean(0)), NET, shared=NET[0])
     matrix = flat(ROWS, J.columns)
     assert_close(J.gramian(), matrix @ matrix.T)
     assert_close(flat(W @ J, J.columns)[0], W @ matrix)

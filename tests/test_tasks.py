@@ -9,9 +9,8 @@ import mtlfunc as mf
 from tests.support.loops import rollout
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, decode, encode, named, nets, scalars, vector
-from tests.support.steps import STATEFUL, parts
+from tests.support.steps import SHARED, STATEFUL, parts
 
-SHARED = "trunk.*"
 ORDERS = ((0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0))
 NAMES = ("task 0", "task 1", "task 2")
 

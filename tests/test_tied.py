@@ -58,8 +58,7 @@ def test_a_tied_parameter_is_chosen_by_its_first_name_or_its_module(first, whole
     for some in (params, moved):
         for which in (names, names.__contains__, net.trunk):
             torch.testing.assert_close(gramian_of(losses, some, x, which), expected)
-    stacked = mf.stack([net, net])
-    found = vmap(lambda p: gramian_of(losses, p, x, names))(stacked)[1]
+    found = vmap(lambda p: gramian_of(losses, p, x, names))(mf.stack([net, net]))[1]
     torch.testing.assert_close(found, expected)
     # functional_call leaves other tensors in a module that has two names
     for which in (names,) if whole else (names, net.trunk):

@@ -21,9 +21,7 @@ from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params
 from tests.support import python
-from tests.support.oracles import rows_by_name, rows_of
-
-F64 = torch.float64
+from tests.support.oracles import F64, rows_by_name, rows_of
 
 
 @pytest.fixture

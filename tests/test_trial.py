@@ -20,9 +20,7 @@ from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import nodes, uses
 from tests.support import python
 from tests.support.every import few
-from tests.support.oracles import rows_of
-
-F64 = torch.float64
+from tests.support.oracles import F64, rows_of
 
 
 class Net(nn.Module):

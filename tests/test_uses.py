@@ -228,8 +228,7 @@ def test_derivatives_by_transforms_read_weights_and_biases(way):
         return (F.linear(hidden, params["v"], params["c"]).tanh() @ params["last"].mT).sum()
 
     def residuals(params, x):
-        curvature = vmap(CURVATURES[way](partial(u, params)))(x)
-        return curvature.diagonal(dim1=1, dim2=2).sum(1)
+        return vmap(CURVATURES[way](partial(u, params)))(x).diagonal(dim1=1, dim2=2).sum(1)
 
     x = draw(N, 2)
     told = mf.explain_gramian(residuals, params, x, samples=True)

@@ -271,8 +271,7 @@ def test_derivatives_where_leaves_require_grad():
         return torch.stack([x.square().sum() for x in grads.values()]).sum()
 
     found = torch.autograd.grad(square(leaves), list(leaves.values()))
-    wanted = grad(square)(mf.parameters(net))
-    tree_close(dict(zip(leaves, found, strict=True)), wanted)
+    tree_close(dict(zip(leaves, found, strict=True)), grad(square)(mf.parameters(net)))
 
 
 @pytest.mark.parametrize("name", ["dense", "gpt", "gpt, tied", "convolutions", "rolled"])
@@ -404,8 +403,7 @@ def test_per_sample_gramian_with_a_table_of_positions(fused):
     """8 positions, which is a multiple of the 4 samples."""
     net, losses, batch = make("gpt, fused attention" if fused else "gpt", 2)
     params = mf.parameters(net)
-    identity = batch | {"A": torch.eye(4, dtype=torch.float64)}
-    _, jacobian = loop(losses, params, identity)
+    _, jacobian = loop(losses, params, batch | {"A": torch.eye(4, dtype=torch.float64)})
     close(mf.sample_gramian(losses, params, batch)[1], jacobian @ jacobian.T)
     close(mf.sample_norms(losses, params, batch)[1], jacobian.norm(dim=1))
     told = mf.explain_gramian(losses, params, batch, samples=True)

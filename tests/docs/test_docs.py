@@ -47,8 +47,7 @@ def test_readme_is_a_front_page_and_runs():
     opening = README[: README.index("```")]
     for number in re.findall(r"\d+\.\d+|\d+ of|; \d+", opening):  # each is in the results below
         assert re.search(rf"\b{re.sub('[^0-9.]', '', number)}\b", results_part(README)), number
-    scope = checked(ROOT / "README.md")
-    assert scope["info"].weights.shape == (3,)
+    assert checked(ROOT / "README.md")["info"].weights.shape == (3,)
 
 
 def results_part(text: str) -> str:

@@ -103,14 +103,12 @@ def test_page_says_which_states_of_torchjd_do_not_load():
 
 
 def test_every_rule_with_a_paper_is_in_the_bibliography():
-    without = {"mean", "normalize", "stateless"}
-    assert set(pages.RULES) - without <= set(pages.papers())
+    assert set(pages.RULES) - {"mean", "normalize", "stateless"} <= set(pages.papers())
     assert set(pages.papers()) <= {*mf.__all__, *pages.PHYSICS}
 
 
 def test_reference_has_every_public_name():
-    rooms = {*pages.ROOMS, "audit"}
-    assert set(mf.__all__) - rooms <= pages.documented()
+    assert set(mf.__all__) - {*pages.ROOMS, "audit"} <= pages.documented()
     for name in pages.documented():
         found = mf
         for part in name.split("."):
@@ -142,8 +140,7 @@ def test_every_rule_has_a_formula_that_browsers_draw():
     for path in [*DOCS.glob("*.md"), *DOCS.glob("*/*.md")]:
         text = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
         for formula in re.findall(r"\$+([^$]+)\$+", text):
-            drawn = converter.convert(formula)
-            assert "\\" not in drawn, f"{path.name}: {formula}"
+            assert "\\" not in converter.convert(formula), f"{path.name}: {formula}"
 
 
 def test_every_property_is_explained():
@@ -191,8 +188,7 @@ def test_site_builds_without_a_warning_and_inner_links_resolve(tmp_path: Path):
     gone = tmp_path / "latest" / "gone.html"
     gone.parent.mkdir()
     gone.touch()
-    address = {"DOCS_URL": "https://site.example/stable/"}
-    python(*command, env=os.environ | address)
+    python(*command, env=os.environ | {"DOCS_URL": "https://site.example/stable/"})
     assert not gone.exists()
     assert {x.name for x in tmp_path.iterdir()} == {"index.html", "latest", "versions.json"}
     assert json.loads((tmp_path / "versions.json").read_text()) == {"latest": mf.__version__}

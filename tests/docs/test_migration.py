@@ -11,12 +11,11 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from tests.support.families import jacobian
-from tests.support.problems import TrunkAndHeads
+from tests.support.problems import F64, TrunkAndHeads
 
 A = pytest.importorskip("torchjd.aggregation")
 S = pytest.importorskip("torchjd.scalarization")
 peers = importlib.import_module("docs.peers")
-F64 = torch.float64
 
 
 @pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")

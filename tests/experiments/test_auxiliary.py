@@ -115,8 +115,7 @@ SHORT = train.Settings(None, tasks.CHOSEN, 3, 8, 0, 0, "cpu")
 
 def test_main_alone_learns_as_one_task_of_a_stock_loop():
     """Labels, first weights and batches are those of the seed; Adam is torch's."""
-    cell = Cell("100 labels", train.ALONE, "", 1e-2, 2)
-    (numbers,) = train.together(SHORT, (cell,))
+    (numbers,) = train.together(SHORT, (Cell("100 labels", train.ALONE, "", 1e-2, 2),))
     net, parts, losses = train.network(SHORT, 2), data.divide(None, 100, 2), []
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
     for step in range(3):

@@ -214,8 +214,7 @@ def test_a_newer_run_replaces_what_it_measured_and_leaves_the_rest(tmp_path):
     old = [device_row(case, 2.0, "2026-01-01") for case in ("net: plain", "net: loop")]
     kept = written(tmp_path / "kept.json", old)
     new = device_row("net: loop", 4.0, "2026-02-02", memory=3 * 2**30, target=3.0)
-    run = written(tmp_path / "gpu.json", [new])
-    gpu_report.take_over(run, kept)
+    gpu_report.take_over(written(tmp_path / "gpu.json", [new]), kept)
     rows = record.read(kept)
     title, table = gpu_report.tables(rows)
     assert title.startswith("*Steps")

@@ -76,8 +76,7 @@ def test_losses_of_points_are_their_literal_formulas(explored):
     for task in (0, 7):
         wins, errors = [], []
         for t, e in itertools.product(range(points.HORIZON), range(points.EPISODES)):
-            code = torch.eye(points.TASKS)[task]
-            x = torch.cat([memory.seen[t, task, e], code])
+            x = torch.cat([memory.seen[t, task, e], torch.eye(points.TASKS)[task]])
             out = {}
             for net in ("policy", "value"):
                 h = x
@@ -102,8 +101,7 @@ def test_copies_give_the_step_of_the_jacobian(explored):
         found = []
         for probe in (methods.copies(points.TASKS), mf.jacobian()):
             step = mf.balance(points.policy_losses, methods.probe_and_rule(name)[1], probe)
-            state = step.init(params, memory, 3)
-            found.append(step.update(params, memory, state))
+            found.append(step.update(params, memory, step.init(params, memory, 3)))
         (ours, _, info), (theirs, _, reference) = found
         torch.testing.assert_close(info.gramian, reference.gramian, rtol=1e-4, atol=1e-8)
         torch.testing.assert_close(info.weights, reference.weights, rtol=1e-3, atol=1e-5)

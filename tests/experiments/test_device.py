@@ -55,8 +55,7 @@ def rivals_lanes(on: torch.device) -> object:
 
 
 def toy_lanes(on: torch.device) -> Tensor:
-    named = ((-8.5, 7.5), (9.0, 9.0))
-    start = torch.tensor(named, dtype=torch.float64)
+    start = torch.tensor(((-8.5, 7.5), (9.0, 9.0)), dtype=torch.float64)
     ones = torch.ones(2, dtype=torch.float64)
     each = cagrad_toy.Lanes(start, ones, ones / 2, torch.arange(2))
     return toy_runs.stepped.function(("CAGrad", "MGDA"), each, 6, 1e-3, compiled=False)[1]

@@ -76,8 +76,7 @@ def test_one_pass_of_a_compiled_module_needs_no_setting():
     """It frees its graph in the first backward pass, as it does in a plain loop."""
     net, x = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), torch.randn(5, 4)
     called = torch.compile(net)  # its inductor donates the buffers of a graph
-    balancer = mf.Balancer(net, mf.gls(), None)
-    info = balancer.backward(called(x).square().mean(0))
+    info = mf.Balancer(net, mf.gls(), None).backward(called(x).square().mean(0))
     grads = [leaf.grad for leaf in net.parameters()]
     net.zero_grad()  # to None: the tensors stay
     (info.weights * net(x).square().mean(0)).sum().backward()
@@ -133,8 +132,7 @@ def test_lightning(tmp_path):
 
     first, module = First(), page.Balanced()
     own: Any = {"enable_progress_bar": False, "default_root_dir": tmp_path, "callbacks": [first]}
-    seen = page.main(module, 60, precision="32-true", **own)
-    falls(seen)
+    falls(page.main(module, 60, precision="32-true", **own))
     twin, (x, y) = page.Net(), batches(60, 32)[0]
     weights = mf.Balancer(twin, mf.pcgrad(), "trunk.*").weigh(on(x, y)(twin))[0]
     for leaf, grad in zip(twin.parameters(), first.grads, strict=True):

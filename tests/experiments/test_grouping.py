@@ -192,5 +192,4 @@ def test_partitions_and_regret_by_brute_force():
     chosen = max(labels, key=lambda x: worth(said[draw][seed], x, False))
     assert score.regret[3][draw, seed] == pytest.approx(best - worth(real, chosen, True))
     x, y = ([v[k] for k in kept] for v in (said[draw][seed], real))
-    expected = pearsonr(rankdata(x), rankdata(y))[0]
-    assert score.rank[draw, seed] == pytest.approx(expected)
+    assert score.rank[draw, seed] == pytest.approx(pearsonr(rankdata(x), rankdata(y))[0])

@@ -52,8 +52,7 @@ def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
 
 def test_every_claim_that_needs_data_has_a_stand_in_or_a_reason():
     needing = [row for row in ROWS if row.kind == "data/RL"]
-    bare = [row for row in needing if not ledger.of(row)]
-    assert len(bare) <= 3
+    assert len([row for row in needing if not ledger.of(row)]) <= 3
     assert {x.claim for x in standins.STANDINS} == {r.id for r in needing if ledger.of(r)}
     for row in needing:
         assert row.needs

@@ -93,12 +93,10 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
     done.clear()
     assert study.conduct(PLAN, counted, store_in(tmp_path)) == first
     assert not done
-    more = PLAN._replace(seeds=(0, 1, 2))
-    study.conduct(more, counted, store_in(tmp_path))
+    study.conduct(PLAN._replace(seeds=(0, 1, 2)), counted, store_in(tmp_path))
     assert {cell.seed for cell in done} == {2}
     done.clear()
-    same = PLAN._replace(tuning=(0, 1))
-    study.conduct(same, counted, store_in(tmp_path / "same"))
+    study.conduct(PLAN._replace(tuning=(0, 1)), counted, store_in(tmp_path / "same"))
     assert len(done) == 18 + 4  # results are those of the tuning
     done.clear()
     file = next(tmp_path.rglob("rate 0.2 seed 0.json"))
@@ -119,8 +117,7 @@ def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
 
     apart = study.conduct(PLAN, toy, store_in(tmp_path / "a"))
     store = store_in(tmp_path / "b")
-    found = study.conduct_together(PLAN, many, lambda cell: cell.method, store)
-    assert found == apart
+    assert study.conduct_together(PLAN, many, lambda cell: cell.method, store) == apart
     assert all(len({cell.method for cell in group}) == 1 for group in calls)
     assert len({cell.method for group in calls[:2] for cell in group}) == 2
     every = [cell for group in calls for cell in group]

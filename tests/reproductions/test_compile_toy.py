@@ -29,8 +29,7 @@ def test_unrolled_steps_are_one_region_called_again():
         return graph.forward
 
     torch.compiler.reset()
-    program = toy.compile_steps(names, 2, lanes, state, capture)
-    after, points = program(*each, state)
+    after, points = toy.compile_steps(names, 2, lanes, state, capture)(*each, state)
     assert seen == [["subgraph_0"]]
     expected, plain = toy.advance(names, 2)(*each, state)
     torch.testing.assert_close(points, plain, rtol=1e-12, atol=0)

@@ -131,8 +131,7 @@ def test_others_win_and_lose(identifier, case):
 def test_what_is_not_a_number_settles_nothing(identifier):
     """Neither all of it, nor one number that the verdict asks for."""
     kept = MEASURED[identifier]
-    lost = dict.fromkeys(kept, math.nan)
-    assert DECISIONS[identifier].verdict(lost) == "inconclusive"
+    assert DECISIONS[identifier].verdict(dict.fromkeys(kept, math.nan)) == "inconclusive"
     usual = DECISIONS[identifier].verdict(kept)
     assert said(DECISIONS[identifier], kept)
     assert DECISIONS[identifier].fails.startswith("fails if ")
@@ -155,8 +154,7 @@ def test_conditional_open_and_sided():
     assert part.verdict({"x": 0, "y": 0}) == "holds"
     assert part.verdict({"x": 0, "y": 1}) == "holds only when"
     assert part.verdict({"x": 2, "y": 1}) == "does not hold"
-    later = part.open_unless(("steps", ">=", 10))
-    assert later.verdict({"steps": 9}) == "inconclusive"
+    assert part.open_unless(("steps", ">=", 10)).verdict({"steps": 9}) == "inconclusive"
     both = sided(("* ratio", "<", 1))
     two = interval("first ratio", 0.5, 0.9) | interval("second ratio", 1.1, 1.2)
     assert both.verdict(two) == "holds only when"

@@ -41,8 +41,7 @@ def test_parts_are_kept_under_all_their_arguments(store: Path, monkeypatch) -> N
     found = squares(x, {"a": 1.0}, TINY, sign=-1)
     assert squares(x, {"a": 1.0}, TINY, sign=-1) is found
     squares.memory.clear()
-    again = squares(x, {"a": 1.0}, TINY, sign=-1)
-    assert torch.equal(again["x"], found["x"])
+    assert torch.equal(squares(x, {"a": 1.0}, TINY, sign=-1)["x"], found["x"])
     assert CALLS == [-1]
     squares(x + 1, {"a": 1.0}, TINY, sign=1)
     squares(x.double(), {"a": 1.0}, TINY, sign=2)

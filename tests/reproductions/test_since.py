@@ -115,8 +115,7 @@ def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
     monkeypatch.setattr(every, "scores", lambda part: scores)
     every.evolve(mf.random.key(0))
     # the worse of the best two replaces the worst
-    sources = [[0, 1, 4, 1, 4], [0, 1, 2, 0, 1]]
-    for seed, row in enumerate(sources):
+    for seed, row in enumerate([[0, 1, 4, 1, 4], [0, 1, 2, 0, 1]]):
         for lane, source in enumerate(row):
             torch.testing.assert_close(
                 every.state.params["heads"][seed, lane], before[seed, source]

@@ -84,16 +84,14 @@ def test_printed_condition_compares_a_curvature_with_a_number():
     """At ℒ = 100 the printed (b) holds for far too short a step: the plain one is better."""
     J = torch.tensor([[1.0, 0.0], [-0.4, 0.3]], dtype=torch.float64)
     g, A = J.sum(0), torch.diag(torch.tensor([1.0, 100.0], dtype=torch.float64))
-    answer = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g, printed=True)
-    assert answer.curved
+    assert theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g, printed=True).curved
     corrected = theory.pcgrad_theorem2(J @ J.mT, 1e-3, 100.0, g @ A @ g)
     assert not corrected.curved
     assert not corrected.applies
 
 
 def test_no_theorem2_without_conflict():
-    answer = theory.pcgrad_theorem2(torch.eye(2), 10.0, 1.0, 1.0)
-    assert not answer.applies
+    assert not theory.pcgrad_theorem2(torch.eye(2), 10.0, 1.0, 1.0).applies
     zero = theory.pcgrad_theorem2(torch.diag(torch.tensor([1.0, 0.0])), 10.0, 1.0, 1.0)
     assert not any(bool(flag) for flag in zero[:3])
 

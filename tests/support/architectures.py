@@ -213,8 +213,7 @@ def _derivative() -> Architecture:
             return net.last(torch.tanh(net.mid(torch.tanh(net.first(point)))))
 
         def residual(point: Tensor) -> Tensor:
-            trace = hessian(value)(point).diagonal(0, 1, 2).sum(1)
-            return trace - value(point).square()
+            return hessian(value)(point).diagonal(0, 1, 2).sum(1) - value(point).square()
 
         return vmap(residual)(x)
 

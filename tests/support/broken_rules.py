@@ -328,8 +328,7 @@ def loss_nan_dropped(gramian, losses):
 
 def shift_of_the_second(gramian, losses):
     """Reads the loss of an inner task alone."""
-    w = by_norm(gramian)
-    return w * (1 + 0.1 * losses[len(losses) // 2] * (len(losses) > 2))
+    return by_norm(gramian) * (1 + 0.1 * losses[len(losses) // 2] * (len(losses) > 2))
 
 
 def always_wide(gramian):

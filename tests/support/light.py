@@ -50,8 +50,7 @@ def main() -> None:
         balancer = mf.Balancer(net, rule, shared="0.*")
         for _ in range(2):
             net.zero_grad()
-            losses = (net(x) - y).square().mean(0)
-            balancer.backward(losses)
+            balancer.backward((net(x) - y).square().mean(0))
     rows = torch.randn(5, 7, dtype=torch.float64)
     gramian = rows @ rows.T
     many = vmap(lambda g: mf.solvers.auto()(mf.solvers.min_norm(g)).weights)(gramian[None])

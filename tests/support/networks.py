@@ -5,6 +5,8 @@ import torch
 import mtlfunc as mf
 from tests.support.oracles import rows_by_name
 
+F64 = torch.float64
+
 
 def network(seed=0, tasks=3):
     """A trunk of two layers and a head a task, in float64, with a batch."""

@@ -10,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 
+F64 = torch.float64
+
 
 def near(got: Any, expected: Any, rtol: Any = None, atol: Any = 0.0, **options: Any) -> None:
     """`assert_close`, whose absolute tolerance is 0 where a relative one is given alone."""

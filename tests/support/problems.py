@@ -10,6 +10,9 @@ import mtlfunc as mf
 from mtlfunc.types import Params
 from tests.support.oracles import rows_of
 
+F64 = torch.float64
+SHARED = "trunk.*"
+
 TASKS = 3
 
 
@@ -55,8 +58,7 @@ def vector(params: Params, batch: Any) -> Tensor:
 def opaque(params: Params, batch: Any) -> Tensor:
     """The same vector by one reduction, so that the graph says nothing of single tasks."""
     x, y = batch
-    outputs = torch.stack(functional_call(net, params, (x,)), 1)
-    return (outputs - y).square().mean((0, 2))
+    return (torch.stack(functional_call(net, params, (x,)), 1) - y).square().mean((0, 2))
 
 
 FORMS = {"vector": vector, "opaque": opaque, "tuple": scalars, "dict": named}

@@ -6,10 +6,7 @@ import torch
 
 import mtlfunc as mf
 from mtlfunc.types import Rows
-from tests.support.problems import BATCH, decode, encode, opaque
-
-F64 = torch.float64
-SHARED = "trunk.*"
+from tests.support.problems import BATCH, F64, SHARED, decode, encode, opaque
 
 
 def keep_positive(key: torch.Tensor, rows: Rows) -> Rows:
