@@ -27,15 +27,11 @@ from mtlfunc.solvers.exact import run
 from mtlfunc.solvers.problems import DualCone, resolution
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing.families import weakly_stationary
-from tests.support.bounds import lengths
-from tests.support.oracles import near
+from tests.support.bounds import dot, lengths, optimal
+from tests.support.oracles import EPS, near
 
 SIZES = {2: 60, 3: 60, 8: 60, 32: 15, 64: 4, 128: 2}
 solve = active_set()
-
-
-def dot(a, b):
-    return (a * b).sum(-1)
 
 
 @cache
@@ -62,15 +58,10 @@ PROBLEMS = {
 @pytest.mark.parametrize("name", FAMILIES)
 def test_min_norm_is_optimal_to_rounding_at_every_scale(name):
     for g in every_size(name):
-        count = g.shape[-1]
         answer = vmap(lambda g: solve(min_norm(g)))(g)
-        n, w = lengths(g), answer.weights
-        magnitude = dot(n, w)
-        square = dot(w, answer.rates)
-        assert (w >= 0).all()
-        assert ((w.sum(-1) - 1).abs() <= 1e-14 * count).all()
-        assert (answer.gap <= 1e-13 * n.amax(-1) * magnitude).all()
-        clear = square > 1e-6 * magnitude**2
+        assert optimal("min_norm", g, answer, None).all()
+        square = dot(answer.weights, answer.rates)
+        clear = square > 1e-6 * dot(lengths(g), answer.weights) ** 2
         assert ((answer.rates.amin(-1) / square)[clear] >= 1 - 1e-9).all()
 
 
@@ -78,22 +69,8 @@ def test_min_norm_is_optimal_to_rounding_at_every_scale(name):
 @pytest.mark.parametrize("c", [0.1, 0.4, 0.8, 1.0, 3.0])
 def test_cagrad_is_optimal_and_in_the_ball(name, c):
     for g in every_size(name):
-        count = g.shape[-1]
         answer = vmap(lambda g: solve(cagrad(g, c)))(g)
-        n = lengths(g)
-        centre = g.mean((-2, -1)).clamp_min(0).sqrt()
-        off = answer.weights - 1 / count
-        reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
-        # Rounding in both quadratic forms, ‖d - g₀‖² and ‖g₀‖².
-        squares = (n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2
-        noise = 1e-15 * count * squares / (c * centre)
-        assert (reach <= c * centre * (1 + 1e-12) + noise).all()
-        # ‖g_w‖, on which value and direction hang, is known to √ε of the rows' length at best: that
-        # is what is left near stationarity.
-        w = answer.dual
-        length, magnitude = torch.einsum("bi,bij,bj->b", w, g, w).clamp_min(0).sqrt(), dot(n, w)
-        relative = answer.gap / (n.amax(-1) * centre * (1 + c))
-        assert (relative <= torch.where(length > 1e-3 * magnitude, 1e-9, 2e-6)).all()
+        assert optimal("cagrad", g, answer, 1 / g.shape[-1], c).all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -103,11 +80,7 @@ def test_dual_cone_never_conflicts_and_is_optimal(name):
         draw = torch.Generator().manual_seed(count)
         given = torch.rand(len(g), count, generator=draw, dtype=torch.float64)
         answer = vmap(lambda g, w: solve(dual_cone(g, w)))(g, given)
-        n = lengths(g)
-        magnitude = (n * answer.weights.abs()).sum(-1)
-        assert (answer.weights >= given).all()
-        assert (answer.rates >= -1e-12 * n * magnitude[:, None]).all()
-        assert (dot(answer.dual, answer.rates.abs()) <= 1e-12 * magnitude**2).all()
+        assert optimal("dual_cone", g, answer, given).all()
 
 
 def test_small_integer_ties_are_solved():
@@ -331,7 +304,6 @@ def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian()
     assert np.array_equal(one, three)
 
 
-EPS = torch.finfo(torch.float64).eps
 OPENINGS = [1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-10, 1e-12]
 
 

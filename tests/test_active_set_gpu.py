@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch.func import grad, jacrev, vmap
 
 from tests.support import python
+from tests.support.bounds import clear_length, dot, lengths, optimal
 from tests.support.every import few, in_turn
 from tests.support.families import FAMILIES, gramian, jacobians
 from tests.support.oracles import near
@@ -26,6 +27,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 from mtlfunc.solvers import active_set, auto, cagrad, dual_cone, min_norm  # noqa: E402
 from mtlfunc.solvers._kernels import active_set_batch as cpu  # noqa: E402
 from mtlfunc.solvers._kernels import active_set_gpu as gpu  # noqa: E402
+from mtlfunc.types import Solution  # noqa: E402
 
 DEVICE = "cuda" if CUDA else "cpu"
 SIZES = (2, 3, 8, 32, 64, 128) if CUDA else (3, 8)
@@ -73,49 +75,32 @@ def assert_solved(kind, g, c=0.6):
     count = g.shape[-1]
     vector, c = inputs(kind, count, len(g), c)
     (report, support, info), (other, _, other_info) = both(g, vector, c)
-    n = g.diagonal(dim1=-2, dim2=-1).sqrt()
+    n = lengths(g)
     weights, dual, rates = report[:, : 3 * count].split(count, 1)
     value, gap = report[:, -2], report[:, -1]
-    size = (n * weights.abs()).sum(-1)
-    largest = n.amax(-1)
+    size, largest, centre = dot(n, weights.abs()), n.amax(-1), g.mean((-2, -1)).clamp_min(0).sqrt()
     noise = 1e-14 * count * float((largest * size).amax())
     near(rates, torch.einsum("bij,bj->bi", g, weights), 0, noise)
     assert ((dual > 0) == support[:, 0]).all()
     assert (info[:, 0] < 4 * count + 20 if kind != "cagrad" else info[:, 0] < 12 * count + 60).all()
+    # with the ball, where g₀ is known beyond rounding
+    ordinary = (centre > 1e-6 * largest) | torch.tensor(kind != "cagrad")
+    answer = Solution(weights, dual, rates, value, gap, info[:, 0])
+    assert optimal(kind, g, answer, vector, c)[ordinary].all()
     difference = weights - other[:, :count]
     apart = torch.einsum("bi,bij,bj->b", difference, g, difference).clamp_min(0).sqrt()
-    if kind == "min_norm":
-        assert (weights >= 0).all()
-        assert ((weights.sum(-1) - 1).abs() <= 1e-14 * count).all()
-        assert (gap <= 1e-13 * largest * size).all()
-        assert (apart <= 1e-6 * size).all()  # ‖d - d*‖² is at most the gap
-        scale = largest * size
-    elif kind == "dual_cone":
-        assert (weights >= vector).all()
-        assert (rates >= -1e-12 * n * size[:, None]).all()
-        assert ((dual * rates.abs()).sum(-1) <= 1e-12 * size**2).all()
-        assert (apart <= 1e-6 * size).all()
-        scale = size**2
+    if kind != "cagrad":
+        assert (apart <= 1e-6 * size).all()  # of min_norm ‖d - d*‖² is at most the gap
+        scale = size * (largest if kind == "min_norm" else size)
     else:
-        centre = g.mean((-2, -1)).clamp_min(0).sqrt()
-        off = weights - vector
-        reach = torch.einsum("bi,bij,bj->b", off, g, off).clamp_min(0).sqrt()
-        squares = (n * off.abs()).sum(-1) ** 2 + (c * n.mean(-1)) ** 2
-        noise = 1e-15 * count * squares / centre.where(centre > 0, 1.0) / c
-        ordinary = centre > 1e-6 * largest  # g₀ known beyond rounding
-        assert (reach <= c * centre * (1 + 1e-12) + noise)[ordinary].all()
-        length = torch.einsum("bi,bij,bj->b", dual, g, dual).clamp_min(0).sqrt()
-        # elsewhere ‖g_w‖ is known to √ε of the rows' length at best
-        spread = (n * dual).sum(-1)
-        clear = length > 1e-3 * spread
-        scale = largest * centre * (1 + c)
-        assert (gap <= torch.where(clear, 1e-9, 2e-6) * scale)[ordinary].all()
+        clear, scale = clear_length(g, dual), largest * centre * (1 + c)
         assert (apart <= 1e-4 * centre * (1 + c))[ordinary & clear].all()
         # With c = 1 the projection on the dual cone can lie just on the ball's boundary. And near
         # Pareto stationarity, but not at it (2⁻²⁰, halved for rounding), the better of two branches
         # is taken, while an error ε·spread² of ‖g_w‖² moves the rates of one by
         # ε·(spread/length)²·c‖g₀‖, up to 1e-3 of it. In both cases either branch is right.
-        told = ordinary & (clear | (length < 2.0**-21 * spread))
+        length = torch.einsum("bi,bij,bj->b", dual, g, dual).clamp_min(0).sqrt()
+        told = ordinary & (clear | (length < 2.0**-21 * dot(n, dual)))
         if float(c) != 1:
             assert torch.equal(info[:, 1][told], other_info[:, 1][told])
     assert ((value - other[:, -2]).abs() <= gap + other[:, -1] + 1e-12 * scale).all()
@@ -240,7 +225,7 @@ def test_ends_without_any_noise_threshold(kind):
     vector, c = inputs(kind, 5, 4)
     (report, _, info), _ = both(g, vector, c, 2.0**-58)
     assert (info[:, 0] <= 3 * (20 * 5 + 100)).all()
-    n = g.diagonal(dim1=-2, dim2=-1).sqrt()
+    n = lengths(g)
     assert (report[:, -1] <= 1e-6 * n.amax(-1) * (n * report[:, :5].abs()).sum(-1)).all()
 
 

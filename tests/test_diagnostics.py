@@ -16,9 +16,7 @@ from mtlfunc import solvers
 from mtlfunc.analysis import diagnostics
 from tests.support.families import FAMILIES, gramian, jacobian, jacobians
 from tests.support.networks import gradient_rows, network
-from tests.support.oracles import F64, check_slope, near
-
-EPS = torch.finfo(F64).eps
+from tests.support.oracles import EPS, F64, check_slope, near
 
 
 @given(jacobians(least=2))

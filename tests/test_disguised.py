@@ -13,15 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise.plan import Engine
+from tests.support.networks import perceptron
 from tests.support.oracles import rows_of
 
 ENGINES: tuple[Engine, ...] = ("layerwise", "rows", "auto")
-
-
-def network(width: int = 5) -> nn.Sequential:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)).double()
 
 
 def inputs(count: int = 7) -> Tensor:
@@ -84,7 +79,7 @@ class Halved(Tensor):
 @pytest.mark.parametrize("kind", [Plain, Halved])
 @pytest.mark.parametrize("names", [("weight",), ("bias",), ("weight", "bias")])
 def test_parameters_of_a_subclass(kind, names):
-    net = network()
+    net = perceptron(4, 5, 3)
     for layer in (net[0], net[2]):
         for name in names:
             leaf = getattr(layer, name).detach().as_subclass(kind)
@@ -95,7 +90,7 @@ def test_parameters_of_a_subclass(kind, names):
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
     """In the first layer, in the second, in both."""
-    net = network()
+    net = perceptron(4, 5, 3)
 
     class Net(nn.Module):
         def __init__(self) -> None:
@@ -108,7 +103,7 @@ def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
             return self.second(z.as_subclass(kinds[1])).square().mean(0).as_subclass(Tensor)
 
     whole = Net()
-    assert not torch.equal(whole(inputs()), network()(inputs()).square().mean(0))
+    assert not torch.equal(whole(inputs()), perceptron(4, 5, 3)(inputs()).square().mean(0))
     compare(whole, lambda module: module(inputs()))
 
 
@@ -149,8 +144,8 @@ class Called(nn.Module):
 
     def __init__(self, call: Callable[..., Tensor]) -> None:
         super().__init__()
-        self.first = nn.Parameter(next(network()[0].parameters()).detach())
-        self.second = nn.Parameter(next(network()[2].parameters()).detach())
+        self.first = nn.Parameter(next(perceptron(4, 5, 3)[0].parameters()).detach())
+        self.second = nn.Parameter(next(perceptron(4, 5, 3)[2].parameters()).detach())
         self.calls = [call]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -198,7 +193,7 @@ class Checkpointed(nn.Module):
         super().__init__()
         self.lead = nn.Linear(4, 4, dtype=torch.float64) if lead else nn.Identity()
         self.lead.requires_grad_(lead == "trained")
-        self.layers = network()
+        self.layers = perceptron(4, 5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.lead(x.clone().requires_grad_())
@@ -246,7 +241,7 @@ class Reentrant(torch.autograd.Function):
 @pytest.mark.parametrize("rule", [mf.mean(), mf.upgrad()])
 def test_a_backward_that_writes_gradients_is_refused(rule, before):
     """The parameters inside get no row, and `.grad` from every pass."""
-    net, lead = network(), nn.Linear(4, 4).double()
+    net, lead = perceptron(4, 5, 3), nn.Linear(4, 4).double()
     whole = nn.ModuleList([lead, net])
     weight = next(net.parameters())
     if before:
@@ -274,7 +269,7 @@ class Halving(torch.overrides.TorchFunctionMode):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_mode_that_makes_something_else_of_a_call(engine):
-    net = network()
+    net = perceptron(4, 5, 3)
     with Halving():
         rows = literal(net(inputs()).square().mean(0), net)
     balancer = mf.Balancer(net, mf.upgrad(), mf.jacobian(engine=engine))
@@ -294,7 +289,7 @@ class Neighbours(nn.Module):
         super().__init__()
         dense = torch.eye(7, dtype=torch.float64).roll(1, 0) + 0.5 * torch.eye(7).double()
         self.near = dense.to_sparse() if layout == "coo" else dense.to_sparse_csr()
-        self.layers = network()
+        self.layers = perceptron(4, 5, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         z = self.near @ self.layers[1](self.layers[0](x))

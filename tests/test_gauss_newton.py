@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
+from tests.support.networks import perceptron
 from tests.support.oracles import F64, check_slope, literal
 from tests.support.problems import flatten
 
@@ -127,9 +128,7 @@ def test_momentum_is_spring(probe, lr, decay):
 
 def test_many_points_carry_momentum_as_a_few_do():
     """200 points, for which one pass makes no rows unless a metric asks for them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Linear(2, 32), nn.Tanh(), nn.Linear(32, 1)).double()
+    net = perceptron(2, 32, 1)
     points = torch.linspace(-1, 1, 400, dtype=F64).sin().reshape(200, 2)
 
     def off(params, x):
@@ -291,3 +290,35 @@ def test_line_search_passes_nan_by_and_names_bad_arguments():
             mf.physics.line_search(objective, params, other, (), factors)
     with pytest.raises(ValueError, match=r"objective: expected a 0-d tensor, got \[2\]"):
         mf.physics.line_search(lambda p, b: torch.ones(2), params, direction, (), factors)
+
+
+def test_a_residual_of_relu_has_no_gradient():
+    """Its second derivative is 0 almost everywhere, for all parameters."""
+    points = torch.linspace(-1, 1, 24, dtype=F64).sin().reshape(12, 2)
+    net = perceptron(2, 8, 1, activation=nn.ReLU)
+
+    def residual(params, x):
+        """Δu - 1 as people write it."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            u = functional_call(net, params, (x,))
+            first = torch.autograd.grad(u.sum(), x, create_graph=True)[0]
+            second = [
+                torch.autograd.grad(first[:, i].sum(), x, create_graph=True)[0][:, i]
+                for i in range(2)
+            ]
+        return second[0] + second[1] - 1
+
+    def after(damping):
+        step = mf.descend(residual, mf.physics.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
+        return step.update(step.init(params, points), points)[0].params
+
+    params = mf.parameters(net)
+    _, gramian = mf.sample_gramian(residual, params, points)[:2]
+    assert not gramian.any()
+    assert not mf.sample_norms(residual, params, points)[1].any()
+    with pytest.raises(ValueError, match=r"damping: 0 leaves the Gramian of 12 residuals singular"):
+        after(0.0)
+    moved = after(1e-6)
+    for name, leaf in params.items():
+        assert torch.equal(moved[name], leaf)

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 import mtlfunc as mf
 from mtlfunc.types import Change, Params, Rows
+from tests.support.networks import perceptron
 
 if not hasattr(torch.optim, "Muon"):
     pytest.skip("torch.optim.Muon came with torch 2.9", allow_module_level=True)
@@ -34,12 +35,7 @@ def exact(monkeypatch):
 
 def network() -> nn.Module:
     """One output that three tasks want to be three different functions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(
-            *(nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, 5, bias=False)),
-            *(nn.Tanh(), nn.Linear(5, 1, bias=False)),
-        ).to(F64)
+    return perceptron(6, 8, 5, 1, bias=False)
 
 
 def losses_fn(net: nn.Module) -> Any:
@@ -133,10 +129,7 @@ SIZES = [(1.0, 1.0, 1.0), (1.0, 10.0, 100.0), (1.0, 1e-2, 1e-4), (1.0, 1e3)]
 def test_what_is_promised_of_a_real_step_is_what_it_does(sizes):
     """Σ w g is nearly singular: five Newton-Schulz steps are not its polar factor."""
     count, kept = len(sizes), 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layers = nn.Linear(6, 8, bias=False), nn.Tanh(), nn.Linear(8, count, bias=False)
-        net = nn.Sequential(*layers).to(F64)
+    net = perceptron(6, 8, count, bias=False)
 
     def losses(params: Params, batch: Any) -> Tensor:
         apart = (functional_call(net, params, (X,)) - Y[:, :count]).square().mean(0)

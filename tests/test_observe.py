@@ -2,21 +2,15 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from mtlfunc.types import LAST_LOSSES
+from tests.support.networks import perceptron
 
 NAMES = ("a", "b", "c")
 STEPS = 50
-
-
-def network():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
 
 
 def batches():
@@ -31,7 +25,7 @@ def losses_of(net, batch):
 
 
 def pure(rule, probe, present=None):
-    net, found = network(), []
+    net, found = perceptron(4, 6, 3), []
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     step = mf.balance(
         lambda p, b: losses_of(lambda x: functional_call(net, p, (x,)), b),
@@ -51,7 +45,7 @@ def pure(rule, probe, present=None):
 
 def live(rule, probe, resume=()):
     """`resume`: steps before which the balancer is made anew; where True, before it observed."""
-    net, found = network(), []
+    net, found = perceptron(4, 6, 3), []
     optimizer = torch.optim.Adam(net.parameters(), 1e-2)
     balancer = mf.Balancer(net, rule, probe)
 
@@ -93,7 +87,7 @@ def test_a_rule_of_ones_own_reads_what_it_would_in_the_pure_way():
 
 
 def test_without_a_call_the_second_step_says_what_is_missing():
-    net, data = network(), list(batches())
+    net, data = perceptron(4, 6, 3), list(batches())
     balancer = mf.Balancer(net, mf.famo(), None)
     with pytest.raises(ValueError, match="observe: there was no step yet"):
         balancer.observe(losses_of(net, data[0]))
@@ -114,7 +108,7 @@ def test_without_a_call_the_second_step_says_what_is_missing():
 
 
 def test_a_rule_that_does_not_read_them_does_without():
-    net, batch = network(), next(batches())
+    net, batch = perceptron(4, 6, 3), next(batches())
     balancer = mf.Balancer(net, mf.mgda())
     for _ in range(2):
         balancer.backward(losses_of(net, batch))
@@ -125,7 +119,7 @@ def test_absent_tasks_keep_their_logits():
     """A task that is absent at one step does not learn from it."""
     found = []
     for told in (1.0, 5.0):  # whatever is told of an absent task
-        net, data = network(), list(batches())
+        net, data = perceptron(4, 6, 3), list(batches())
         balancer = mf.Balancer(net, mf.famo(), None)
         balancer.backward(losses_of(net, data[0]), present=[True, False, True])
         balancer.observe(losses_of(net, data[0]) | {"b": torch.tensor(told)})
@@ -136,7 +130,7 @@ def test_absent_tasks_keep_their_logits():
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_is_told_is_refused_where_it_is_no_number(saved):
     """Of a task that was there; another dtype is taken."""
-    net, data = network(), list(batches())
+    net, data = perceptron(4, 6, 3), list(batches())
     balancer = mf.Balancer(net, mf.famo(), None)
     balancer.backward(losses_of(net, data[0]), present=[True, False, True])
     if saved:

@@ -9,19 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import mtlfunc as mf
+from tests.support.networks import perceptron
 
 KINDS: dict[str, Any] = {
     "sgd": (torch.optim.SGD, {"lr": 0.1}),
     "adam": (torch.optim.Adam, {"lr": 0.1}),
 }
 RULES: dict[str, Any] = {"mgda": (mf.mgda, "*"), "dwa": (lambda: mf.dwa(1), None)}
-X = mf.random.normal(mf.random.key(0), (5, 3))
-
-
-def network() -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+X = mf.random.normal(mf.random.key(0), (5, 3), torch.float64)
 
 
 def losses_of(net: nn.Module) -> list[Tensor]:
@@ -40,7 +35,7 @@ def inner(net: nn.Module, kind: str) -> None:
 def test_it_is_refused_by_name(kind, rule):
     """When the balancer is made, and at a step if it came later; nothing is written."""
     make, shared = RULES[rule]
-    net = network()
+    net = perceptron(3, 4, 2)
     balancer = mf.Balancer(net, make(), shared)
     balancer.backward(losses_of(net))  # and it is seen at any later step
     net.zero_grad()
@@ -60,7 +55,7 @@ def test_it_is_refused_by_name(kind, rule):
 def test_the_cures_step_as_a_plain_loop(kind, rule):
     """`optimizer.step()` after `backward`, and a post-accumulate hook that steps."""
     make, shared = RULES[rule]
-    both = network(), network()
+    both = perceptron(3, 4, 2), perceptron(3, 4, 2)
     loop = KINDS[kind][0](both[0].parameters(), **KINDS[kind][1])
     for leaf in both[1].parameters():
         own = KINDS[kind][0]([leaf], **KINDS[kind][1])
@@ -77,7 +72,7 @@ def test_the_cures_step_as_a_plain_loop(kind, rule):
         loop.step()
         loop.zero_grad()
     for one, other, start in zip(
-        *(net.parameters() for net in both), network().parameters(), strict=True
+        *(net.parameters() for net in both), perceptron(3, 4, 2).parameters(), strict=True
     ):
         assert torch.equal(one, other)
         assert not torch.equal(one, start)

@@ -18,6 +18,7 @@ from tests.support.problems import (
     FORMS,
     HEADS,
     PARAMS,
+    SHARED,
     TASKS,
     TRUNK,
     decode,
@@ -30,7 +31,6 @@ from tests.support.problems import (
 )
 from tests.support.registry import on_gramian
 
-SHARED = "trunk.*"
 SOME = MASKS[0]
 
 

@@ -16,11 +16,10 @@ from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Geometry
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
-from tests.support.oracles import near, same
+from tests.support.oracles import EPS, near, same
 from tests.support.registry import RULES
 from tests.support.rules import F64, geometry, losses_of, trajectory, with_absent
 
-EPS = torch.finfo(F64).eps
 DETERMINISTIC = [name for name, case in RULES.items() if not case.random]
 READS_GRAMIAN = [name for name, case in RULES.items() if case.reads_gramian]
 

@@ -14,10 +14,8 @@ from mtlfunc import solvers
 from mtlfunc.core import optim
 from mtlfunc.rules._gradnorm import exact_adam
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
-from tests.support.oracles import near, rows_of
+from tests.support.oracles import EPS, near, rows_of
 from tests.support.rules import F64, geometry, losses_of, random_orders, trajectory, updated
-
-EPS = torch.finfo(F64).eps
 
 
 def test_preference_scales_to_sum_one():

@@ -18,7 +18,7 @@ from mtlfunc import solvers
 from mtlfunc.rules import _conicgrad
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, gramian, jacobian
-from tests.support.oracles import F64, near
+from tests.support.oracles import EPS, F64, near
 from tests.support.rules import (
     INDEPENDENT,
     STATIONARY,
@@ -28,8 +28,6 @@ from tests.support.rules import (
     updated,
     with_absent,
 )
-
-EPS = torch.finfo(F64).eps
 
 
 def literal_epo(G, losses, r, tolerance):

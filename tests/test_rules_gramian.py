@@ -19,10 +19,8 @@ from mtlfunc.solvers.problems import or_one, resolution
 from mtlfunc.types import Geometry
 from tests.support.every import every, few, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
-from tests.support.oracles import near
+from tests.support.oracles import EPS, near
 from tests.support.rules import F64, INDEPENDENT, SPECTRAL, lengths, preferences, updated
-
-EPS = torch.finfo(F64).eps
 
 
 def condition(G: Tensor) -> float:

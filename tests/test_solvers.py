@@ -20,10 +20,9 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, F64, _ratio, _root, lengths, rounding, uniform
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
-from tests.support.oracles import bisected, cagrad_threshold, near
+from tests.support.oracles import EPS, bisected, cagrad_threshold, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
 
-EPS = torch.finfo(torch.float64).eps
 FEW = (1, 2, 4)
 
 

@@ -15,10 +15,8 @@ from mtlfunc.types import Solution
 from tests.support.bounds import EXACT, F64, lengths, rounding
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
-from tests.support.oracles import SLOPES, check_slope, near
+from tests.support.oracles import EPS, SLOPES, check_slope, near
 from tests.support.registry import PROBLEMS, SOLVERS, SOLVES
-
-EPS = torch.finfo(F64).eps
 
 IMPLICIT = [(solver, problem) for solver, problem in SOLVES if SOLVERS[solver].implicit]
 

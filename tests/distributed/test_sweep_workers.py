@@ -21,6 +21,7 @@ from mtlfunc.studies import grid
 from mtlfunc.studies._grid import Unfinished
 from tests.support import ROOT
 from tests.support.grids import AXES, weights
+from tests.support.reproductions import until
 
 
 def raises(seed, rule, scale):
@@ -185,13 +186,6 @@ def slow(**point):
     return weights(**point)
 grid(slow, AXES, points_at_once=1, path=sys.argv[1])
 """
-
-
-def until(condition):
-    limit = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.01)
 
 
 @ONE_PROCESSOR

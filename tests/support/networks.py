@@ -1,11 +1,22 @@
 """A network written out by hand, and its gradients by torch.autograd."""
 
+from itertools import pairwise
+
 import torch
+from torch import nn
 
 import mtlfunc as mf
 from tests.support.oracles import rows_by_name
 
 F64 = torch.float64
+
+
+def perceptron(*widths, activation=nn.Tanh, **more) -> nn.Sequential:
+    """Linear layers of these widths, in float64 and always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = [(nn.Linear(*ends, **more), activation()) for ends in pairwise(widths)]
+        return nn.Sequential(*sum(layers, ())[:-1]).double()
 
 
 def network(seed=0, tasks=3):

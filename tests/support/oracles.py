@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 
 F64 = torch.float64
+EPS = torch.finfo(F64).eps
 
 
 def near(got: Any, expected: Any, rtol: Any = None, atol: Any = 0.0, **options: Any) -> None:
