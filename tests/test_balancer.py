@@ -41,6 +41,9 @@ def batches(count=2):
     return [(draw(5, 4), draw(5, 2)) for _ in range(count)]
 
 
+((X, Y),) = batches(1)
+
+
 def pure(net, rule, probe, form="stacked", key=3, steps=2, **options):
     """Gradients of the pure step, batch by batch."""
     step = mf.balance(
@@ -121,9 +124,8 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
 @pytest.mark.parametrize("make", [mf.mean, mf.mgda, mf.upgrad, lambda: mf.momentum(mf.mgda(), 0.6)])
 def test_info_says_what_was_applied(make, here, reduction, net):
     """Weights of the losses in the step, and their falls, of every way to make one, by autograd."""
-    ((x, y),) = batches(1)
     leaves = dict(net.trunk.named_parameters(prefix="trunk"))
-    rows = [torch.autograd.grad(scalars(net(x), y)[k], list(leaves.values())) for k in range(3)]
+    rows = [torch.autograd.grad(scalars(net(X), Y)[k], list(leaves.values())) for k in range(3)]
     present = {} if here is None else {"present": here}
 
     def check(info, grads):
@@ -137,10 +139,10 @@ def test_info_says_what_was_applied(make, here, reduction, net):
         torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)
 
     balancer = mf.Balancer(net, make(), "trunk.*", reduction=reduction)
-    measured = balancer.measure(scalars(net(x), y), **present)
+    measured = balancer.measure(scalars(net(X), Y), **present)
     other = mf.Balancer(net, make(), "trunk.*", reduction=reduction)
-    weights, weighed = other.weigh(scalars(net(x), y), **present)
-    info = balancer.backward(scalars(net(x), y), **present)
+    weights, weighed = other.weigh(scalars(net(X), Y), **present)
+    info = balancer.backward(scalars(net(X), Y), **present)
     check(info, {name: leaf.grad for name, leaf in leaves.items()})
     for each in (measured, weighed):
         torch.testing.assert_close(each.weights, info.weights, rtol=1e-12, atol=0)
@@ -153,18 +155,17 @@ def test_info_says_what_was_applied(make, here, reduction, net):
     probe = mf.jacobian("trunk.*", present=None if here is None else lambda batch: here)
     step = mf.balance(losses, make(), probe, reduction=reduction)
     params = mf.parameters(net)
-    grads, _, info = step.update(params, (x, y), step.init(params, (x, y)))
+    grads, _, info = step.update(params, (X, Y), step.init(params, (X, Y)))
     check(info, grads)
     moving = mf.descend(losses, make(), probe, mf.sgd(0.5), reduction=reduction)
-    after, info = moving.update(moving.init(params, (x, y)), (x, y))
+    after, info = moving.update(moving.init(params, (X, Y)), (X, Y))
     check(info, {name: 2 * (params[name] - after.params[name]) for name in leaves})
 
 
 def test_weigh_and_measure(net):
     """`weigh` moves the rule's state, `measure` nothing; neither touches gradients or graph."""
-    ((x, y),) = batches(1)
     balancer, other = (mf.Balancer(net, mf.gradnorm(1.5), "trunk.*") for _ in range(2))
-    losses = scalars(net(x), y)
+    losses = scalars(net(X), Y)
     before = balancer.state_dict()
     info = balancer.measure(losses)
     assert balancer.state_dict() == before
@@ -178,21 +179,20 @@ def test_weigh_and_measure(net):
     weighted = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
     whole = mf.Balancer(net, mf.gradnorm(1.5), mf.jacobian("trunk.*", heads="weighted"))
-    whole.backward(scalars(net(x), y))
+    whole.backward(scalars(net(X), Y))
     for grad, leaf in zip(weighted, net.parameters(), strict=True):
         torch.testing.assert_close(grad, leaf.grad, rtol=1e-12, atol=1e-14)
     doubled = mf.Balancer(net, mf.mean(), "trunk.*", reduction="sum")
-    torch.testing.assert_close(doubled.weigh(scalars(net(x), y))[0], torch.ones(3, dtype=F64))
-    assert other.measure(scalars(net(x), y)).weights.shape == again.weights.shape
+    torch.testing.assert_close(doubled.weigh(scalars(net(X), Y))[0], torch.ones(3, dtype=F64))
+    assert other.measure(scalars(net(X), Y)).weights.shape == again.weights.shape
     with pytest.raises(ValueError, match=r"mix=.*use backward"):
-        mf.Balancer(net, mf.mgda(), mf.jacobian(mix=mf.subset(3))).weigh(scalars(net(x), y))
+        mf.Balancer(net, mf.mgda(), mf.jacobian(mix=mf.subset(3))).weigh(scalars(net(X), Y))
 
 
 def test_weights_are_in_the_order_of_the_losses(net):
     """Of a dict as it is given; what is reported is in the order of the first step."""
-    ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    first = dict(zip("abc", scalars(net(x), y), strict=True))
+    first = dict(zip("abc", scalars(net(X), Y), strict=True))
     weights, info = balancer.weigh(first)
     assert torch.equal(weights, info.weights)
     assert len(set(weights.tolist())) == 3
@@ -203,7 +203,7 @@ def test_weights_are_in_the_order_of_the_losses(net):
     moved, _ = balancer.weigh(MappingProxyType({name: first[name] for name in "bca"}))
     assert torch.equal(moved, weights[[1, 2, 0]])
     # of several batches that of the first
-    several = [dict(zip("abc", scalars(net(x), y), strict=True)) for x, y in batches(2)]
+    several = [dict(zip("abc", scalars(net(a), b), strict=True)) for a, b in batches(2)]
     balancer = mf.Balancer(net, mf.modo(), mf.double_sampling("trunk.*"))
     balancer.weigh(tuple(several))
     expected = balancer.measure(tuple(several)).weights
@@ -250,9 +250,8 @@ def test_resuming_where_a_task_is_absent(net):
 
 
 def test_states_of_others_are_refused(net):
-    ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
-    balancer.backward(FORMS["dict"](net(x), y))
+    balancer.backward(FORMS["dict"](net(X), Y))
     saved = balancer.state_dict()
     for empty in ({}, {"rule": {}}):
         with pytest.raises(ValueError, match=r"state_dict: expected what Balancer\.state_dict"):
@@ -260,22 +259,21 @@ def test_states_of_others_are_refused(net):
     stateless = mf.Balancer(net, mf.mgda(), "trunk.*")
     stateless.load_state_dict(saved)
     with pytest.raises(ValueError, match=r"another rule or number of tasks"):
-        stateless.backward(FORMS["dict"](net(x), y))
+        stateless.backward(FORMS["dict"](net(X), Y))
     two = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
-    two.backward(scalars(net(x), y)[:2])
+    two.backward(scalars(net(X), Y)[:2])
     with pytest.raises(ValueError, match=r"'a', 'b', 'c', and this balancer of 2 tasks"):
         two.load_state_dict(saved)
     kept = two.state_dict()["state"]
     two.load_state_dict(two.state_dict())
-    for (name, leaf), (other, x) in zip(kept, two.state_dict()["state"], strict=True):
+    for (name, leaf), (other, one) in zip(kept, two.state_dict()["state"], strict=True):
         assert name == other
-        assert torch.equal(leaf, x)
+        assert torch.equal(leaf, one)
 
 
 def test_tasks_are_read_by_name(net):
-    ((x, y),) = batches(1)
     balancer, sorted_ = (mf.Balancer(net, mf.mgda(), "trunk.*") for _ in range(2))
-    losses = FORMS["dict"](net(x), y)
+    losses = FORMS["dict"](net(X), Y)
     first = balancer.backward(losses, retain_graph=True)
     assert list(first.tasks) == ["a", "b", "c"]
     again = balancer.backward({name: losses[name] for name in "cab"}, retain_graph=True)
@@ -297,17 +295,16 @@ def _untouched(net, balancer, call, error, match):
 
 @pytest.mark.parametrize("started", [False, True])
 def test_bad_losses_are_errors_that_change_nothing(started, net):
-    ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.gradnorm(1.5), "trunk.*")
     if started:
-        balancer.backward(scalars(net(x), y))
-    good = scalars(net(x), y)
+        balancer.backward(scalars(net(X), Y))
+    good = scalars(net(X), Y)
     bad = partial(_untouched, net, balancer)
     with torch.no_grad():
-        gone = scalars(net(x), y)
+        gone = scalars(net(X), Y)
     bad(lambda: balancer.backward(gone), ValueError, r"losses: they depend on no parameter")
     bad(lambda: balancer.backward(good[0]), ValueError, r"losses: .*losses\[None\]")
-    bad(lambda: balancer.backward([good[0], x, good[1]]), ValueError, r"losses: .*scalar")
+    bad(lambda: balancer.backward([good[0], X, good[1]]), ValueError, r"losses: .*scalar")
     nan = [good[0], good[1] * float("nan"), good[2]]
     bad(lambda: balancer.backward(nan), ValueError, r"losses: NaN.*\[1\].*present=")
     # sqrt has an infinite derivative at 0
@@ -325,11 +322,10 @@ def test_bad_losses_are_errors_that_change_nothing(started, net):
 @pytest.mark.parametrize("engine", ["rows", "layerwise", None])
 @pytest.mark.parametrize("form", FORMS)
 def test_the_graph_is_freed_unless_it_is_retained(form, engine, net):
-    ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.gls(), None)  # the losses alone
     if engine is not None:
         balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine=engine))
-    losses = FORMS[form](net(x), y)
+    losses = FORMS[form](net(X), Y)
     balancer.backward(losses, retain_graph=True)
     once = [leaf.grad.clone() for leaf in net.parameters()]
     net.zero_grad()
@@ -365,13 +361,12 @@ def _gone(losses):
 
 
 def test_freeing_runs_no_hook_and_no_custom_backward(net):
-    ((x, y),) = batches(1)
     seen = []
 
     class Twice(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, x):
-            return 2 * x
+        def forward(ctx, one):
+            return 2 * one
 
         @staticmethod
         def backward(ctx, *grads):
@@ -379,24 +374,23 @@ def test_freeing_runs_no_hook_and_no_custom_backward(net):
             return 2 * grads[0]
 
     balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine="rows"))
-    losses = scalars([Twice.apply(out) for out in net(x)], y)
+    losses = scalars([Twice.apply(out) for out in net(X)], Y)
     balancer.backward(losses)
     assert len(seen) == len(losses)
     assert all(seen)
-    outs = net(x)
+    outs = net(X)
     outs[0].register_hook(lambda grad: seen.append(grad.abs().sum().item()))
-    losses = scalars(outs, y)
+    losses = scalars(outs, Y)
     balancer.backward(losses)
     assert all(seen)
 
 
 def test_graphs_that_are_gone(net):
-    ((x, y),) = batches(1)
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    losses = scalars(net(x), y)
+    losses = scalars(net(X), Y)
     torch.stack(losses).sum().backward()
     _untouched(net, balancer, lambda: balancer.backward(losses), RuntimeError, "call the balancer")
-    losses = scalars(net(x), y)
+    losses = scalars(net(X), Y)
     with torch.no_grad():
         for leaf in net.parameters():
             leaf.add_(1.0)
@@ -408,8 +402,7 @@ def test_arguments_that_are_something_else(net):
         # it takes its module to the device
         mf.Balancer(nn.DataParallel(TrunkAndHeads(0)), mf.mgda())
     balancer = mf.Balancer(net, mf.mgda(), "trunk.*")
-    ((x, y),) = batches(1)
-    losses = scalars(net(x), y)
+    losses = scalars(net(X), Y)
     with pytest.raises(RuntimeError, match=r"transforms.*mtlfunc.balance"):
         torch.func.vmap(lambda s: balancer.backward(losses).losses * s)(torch.ones(2))
 
@@ -418,9 +411,8 @@ def test_arguments_that_are_something_else(net):
     "MTLFUNC_TYPES" in os.environ, reason="enforced annotations are frames between the lines"
 )
 def test_a_warning_names_the_users_line(net):
-    ((x, y),) = batches(1)
     with pytest.warns(UserWarning, match="only one task depends on") as found:
-        mf.Balancer(net, mf.mgda()).backward(FORMS["dict"](net(x), y))
+        mf.Balancer(net, mf.mgda()).backward(FORMS["dict"](net(X), Y))
     assert [one.filename for one in found] == [__file__]
 
     def pure(params, batch):

@@ -1,14 +1,16 @@
-"""What is computed from tensors of one dtype hangs on no default dtype."""
+"""Answers hang on no default dtype, and a trunk and its heads may have two: by autograd's loop."""
 
 import inspect
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from mtlfunc import diagnostics, physics, solvers
+from tests.support.every import every
+from tests.support.oracles import rows_of
 from tests.support.problems import BATCH, PARAMS, opaque
 from tests.support.registry import PROBES, PROBLEMS, RULES, SOLVERS
 from tests.support.rules import geometry
@@ -129,3 +131,49 @@ def test_answers_hang_on_no_default_dtype(name, defaults):
             answers.append(tree_leaves([*call(what, dtype, *rest)]))
         for one, other in zip(*answers, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+LOW, SINGLE = torch.bfloat16, torch.float32
+X, MATRIX = torch.linspace(-1, 1, 64).reshape(16, 4), torch.linspace(0, 1, 48).reshape(3, 16)
+
+
+class Net(nn.Module):
+    def __init__(self, trunk, heads):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8)).to(trunk)
+        self.heads = nn.Linear(8, 3).to(heads)
+
+    def forward(self, x):
+        z = self.trunk(x.to(self.trunk[0].weight.dtype))
+        return self.heads(z.to(self.heads.weight.dtype)).square()
+
+
+@every("dtypes", [(LOW, SINGLE), (SINGLE, LOW), (SINGLE, torch.float16)])
+@pytest.mark.parametrize("engine", ["auto", "rows"])
+@pytest.mark.parametrize("shared", ["trunk.*", "*"])
+def test_every_gradient_has_its_parameters_dtype(shared, engine, dtypes):
+    net, matrix = Net(*dtypes), MATRIX.to(dtypes[1])
+    named = {n: p for n, p in net.named_parameters() if shared == "*" or n.startswith("trunk")}
+    means = net(X).mean(0)
+    for losses, known, given in (
+        (net(X).mean(0), means, {}),
+        ([*net(X).mean(0)], means, {}),
+        ([lambda t=t: net(X)[:, t].mean() for t in range(3)], means, {}),
+        (net(X).sum(1), matrix @ net(X).sum(1), {"weightings": matrix}),
+    ):
+        rows = rows_of([*known], named.values()).double()
+        balancer = mf.Balancer(net, mf.mgda(), mf.jacobian(shared, engine=engine))
+        info = balancer.backward(losses, **given)  # pyright: ignore
+        assert info.gramian.dtype == SINGLE
+        # the two graphs round alike, but for sums in another order
+        slack, gramian = 16 * max(torch.finfo(x).eps for x in dtypes), rows @ rows.mT
+        assert (info.gramian.double() - gramian).abs().max() <= slack * gramian.diagonal().max()
+        found = torch.cat([p.grad.double().flatten() for p in named.values()])  # pyright: ignore
+        assert (found - info.weights.double() @ rows).abs().max() <= slack * rows.abs().max()
+        assert all(p.grad.dtype == p.dtype for p in net.parameters())  # pyright: ignore
+        net.zero_grad()
+
+
+def test_float64_next_to_others_is_refused():
+    with pytest.raises(ValueError, match=r"^params: 'trunk.0.weight' is .* to one dtype"):
+        mf.Balancer(Net(SINGLE, torch.float64), mf.mgda())

@@ -147,8 +147,9 @@ def make(name, tasks, seed=0):
     net.double()
     x = x.double() if x.is_floating_point() else x
     batch = {"x": x}
-    shape = losses(mf.parameters(net), batch).shape
-    return net, losses, batch | {"A": torch.randn(tasks, *shape, dtype=torch.float64)}
+    params = mf.parameters(net)
+    shape = losses(params, batch).shape
+    return net, params, losses, batch | {"A": torch.randn(tasks, *shape, dtype=torch.float64)}
 
 
 def loop(losses_fn, params, batch):
@@ -203,8 +204,7 @@ def step_of(losses, rule, **options):
 @pytest.mark.parametrize("tasks", [2, 5, 20])
 @pytest.mark.parametrize("name", CASES)
 def test_gramian_equals_a_loop(name, tasks, passes):
-    net, losses, batch = make(name, tasks)
-    params = mf.parameters(net)
+    _, params, losses, batch = make(name, tasks)
     wanted, jacobian = loop(losses, params, batch)
     for way in ("auto", "layerwise", "rows"):
         found, gramian = mf.task_gramian(losses, params, batch, weightings=batch["A"], engine=way)
@@ -214,8 +214,8 @@ def test_gramian_equals_a_loop(name, tasks, passes):
 
 
 def test_a_mask_edits_the_rows_of_weightings(passes):
-    net, losses, batch = make("gpt, tied", 6)
-    params, mask = mf.parameters(net), mf.graddrop()
+    _, params, losses, batch = make("gpt, tied", 6)
+    mask = mf.graddrop()
     step = step_of(losses, mf.mgda(), mask=mask)
     other = mf.balance(tasks_of(losses), mf.mgda(), mf.jacobian(mask=mask, engine="rows"))
     grads, _, info = step.update(params, batch, step.init(params, batch))
@@ -231,8 +231,7 @@ def test_a_mask_edits_the_rows_of_weightings(passes):
 @every("rule")
 def test_derivatives_of_a_step(name, rule, passes):
     """First and second order, in parameters and weightings, against a step on as many losses."""
-    net, losses, batch = make(name, 3)
-    params = mf.parameters(net)
+    _, params, losses, batch = make(name, 3)
     ours = step_of(losses, rule(), engine="layerwise")
     other = mf.balance(
         lambda params, batch: batch["A"] @ losses(params, batch), rule(), mf.jacobian(engine="rows")
@@ -261,24 +260,23 @@ def test_derivatives_of_a_step(name, rule, passes):
 
 
 def test_derivatives_where_leaves_require_grad():
-    net, losses, batch = make("gpt", 3)
-    leaves = {name: leaf.clone().requires_grad_() for name, leaf in mf.parameters(net).items()}
+    _, params, losses, batch = make("gpt", 3)
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
     step = step_of(losses, mf.mgda(), engine="layerwise")
-    state = step.init(mf.parameters(net), batch)
+    state = step.init(params, batch)
 
     def square(params):
         grads = step.update(params, batch, state)[0]
         return torch.stack([x.square().sum() for x in grads.values()]).sum()
 
     found = torch.autograd.grad(square(leaves), list(leaves.values()))
-    tree_close(dict(zip(leaves, found, strict=True)), grad(square)(mf.parameters(net)))
+    tree_close(dict(zip(leaves, found, strict=True)), grad(square)(params))
 
 
 @pytest.mark.parametrize("name", ["dense", "gpt", "gpt, tied", "convolutions", "rolled"])
 def test_vmapped_equals_its_loop(name, passes):
     """Over networks and weightings, nested, too."""
-    net, losses, batch = make(name, 3)
-    params = mf.parameters(net)
+    _, params, losses, batch = make(name, 3)
     many = {leaf: torch.stack([x, 1.5 * x, x + 0.1]) for leaf, x in params.items()}
     matrices = torch.randn(2, *batch["A"].shape, dtype=torch.float64)
     step = step_of(losses, mf.mgda(), engine="layerwise")
@@ -298,8 +296,7 @@ def test_vmapped_equals_its_loop(name, passes):
 
 @pytest.mark.skipif(VERSION < (2, 10) or "MTLFUNC_TYPES" in os.environ, reason="union types")
 def test_compiled_equals_eager():
-    net, losses, batch = make("dense", 3)
-    params = mf.parameters(net)
+    _, params, losses, batch = make("dense", 3)
     step = step_of(losses, mf.mgda())
     state = step.init(params, batch)
     torch.compiler.reset()
@@ -312,7 +309,7 @@ def test_compiled_equals_eager():
 @pytest.mark.parametrize("name", CASES)
 def test_live_equals_pure(name, passes):
     """Three steps of a stock loop, whose samples change in number."""
-    net, losses, batch = make(name, 6)
+    net, _, losses, batch = make(name, 6)
     rule = mf.upgrad()
     balancer = mf.Balancer(net, rule, mf.jacobian(engine="layerwise"))
     step = step_of(losses, rule, engine="layerwise")
@@ -343,8 +340,7 @@ def test_live_equals_pure(name, passes):
 
 
 def test_explanation_says_form_and_cost():
-    net, losses, batch = make("gpt", 20)
-    params = mf.parameters(net)
+    net, params, losses, batch = make("gpt", 20)
     told = mf.explain_gramian(losses, params, batch, weightings=batch["A"])
     assert {layer.form for layer in told.layers} == {"mixed"}  # no wider products than float64's
     net, batch["A"] = net.float(), batch["A"].float()
@@ -401,8 +397,7 @@ def test_mixed_rows_are_made_without_those_of_samples(monkeypatch):
 @pytest.mark.parametrize("fused", [False, True])
 def test_per_sample_gramian_with_a_table_of_positions(fused):
     """8 positions, which is a multiple of the 4 samples."""
-    net, losses, batch = make("gpt, fused attention" if fused else "gpt", 2)
-    params = mf.parameters(net)
+    _, params, losses, batch = make("gpt, fused attention" if fused else "gpt", 2)
     _, jacobian = loop(losses, params, batch | {"A": torch.eye(4, dtype=torch.float64)})
     close(mf.sample_gramian(losses, params, batch)[1], jacobian @ jacobian.T)
     close(mf.sample_norms(losses, params, batch)[1], jacobian.norm(dim=1))
@@ -411,8 +406,8 @@ def test_per_sample_gramian_with_a_table_of_positions(fused):
 
 
 def test_refusals():
-    net, losses, batch = make("dense", 3)
-    params, matrix = mf.parameters(net), batch["A"]
+    _, params, losses, batch = make("dense", 3)
+    matrix = batch["A"]
 
     def gramian(matrix, f=losses, **given):
         return mf.task_gramian(f, params, batch, weightings=matrix, **given)
@@ -439,7 +434,7 @@ def test_refusals():
 
 
 def test_refusals_of_a_balancer():
-    net, losses, batch = make("dense", 3)
+    net, _, losses, batch = make("dense", 3)
     entries, matrix = losses(dict(net.named_parameters()), batch), batch["A"]
     balancer = mf.Balancer(net, mf.mgda())
     with pytest.raises(ValueError, match=r"go with mtlfunc\.jacobian"):
@@ -479,10 +474,10 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
 
 
 def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
-    net, losses, batch = make("dense", 4)
+    _, params, losses, batch = make("dense", 4)
     new = {"odd": torch.ones(7, dtype=torch.float64), "cut": torch.eye(6, dtype=torch.float64)}
     new["void"] = torch.ones(0, 6, dtype=torch.float64)
-    params = mf.parameters(net) | new
+    params = params | new
 
     def shifted(params, batch):
         half = batch["x"] @ params["cut"].chunk(2)[1].mT

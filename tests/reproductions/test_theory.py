@@ -1,4 +1,4 @@
-"""The theorems against literal steps, exact fractions, closed forms and finite differences, and measures of pairs."""
+"""Theorems and measures of pairs against literal steps, fractions, closed forms, differences."""
 
 from itertools import product
 

@@ -11,7 +11,7 @@ from tests.support.oracles import rows_by_name
 F64 = torch.float64
 
 
-def perceptron(*widths, activation=nn.Tanh, **more) -> nn.Sequential:
+def perceptron(*widths, activation: type[nn.Module] = nn.Tanh, **more) -> nn.Sequential:
     """Linear layers of these widths, in float64 and always the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
