@@ -277,16 +277,14 @@ def check_purity(harness: Harness) -> Finding:
     cases, first, tested, seen, where = [*enumerate(harness.few())], {}, 0, "", None
     for i, case in [*cases, *reversed(cases)]:
         with quiet(), torch.enable_grad():  # from a state that no rule's own seed leaves
-            torch.default_generator.manual_seed(tested + 2**40)
-            generators, weights = global_random(), attempt(harness.weigh, *case)
+            generators, weights = global_random(tested + 2**31), attempt(harness.weigh, *case)
             moved, recorded = global_random() != generators, torch.is_grad_enabled()
         if weights is None:  # "valid weights" reports it
             continue
         tested, wrong = tested + 1, ""
         if not same(first.setdefault(i, weights.detach().clone()), weights):
             harness.repeats, wrong = False, REMEMBERS
-        if moved:
-            wrong = GLOBAL
+        wrong = GLOBAL if moved else wrong
         if not recorded:
             wrong = "the rule leaves gradients turned off; use torch.no_grad() in a with statement"
         seen, where = (seen, where) if seen or not wrong else (wrong, case)

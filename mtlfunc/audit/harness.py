@@ -114,12 +114,9 @@ class Harness:
         return weights, state, changed
 
     def geometry(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        present: Tensor | None = None,
+        self, jacobian: Tensor, losses: Tensor, present: Tensor | None = None,
         preference: Tensor | None = None,
-    ) -> Geometry:
+    ) -> Geometry:  # fmt: skip
         """What a probe would hand to the rule; every tensor is new. Absent tasks have zero
         gradients, losses and preferences.
         """
@@ -133,14 +130,9 @@ class Harness:
         return Geometry(losses.clone(), gramian, share.clone(), here, measured)
 
     def weigh(
-        self,
-        jacobian: Tensor,
-        losses: Tensor,
-        key: Tensor | None = None,
-        strict: bool = False,
-        present: Tensor | None = None,
-        preference: Tensor | None = None,
-    ) -> Tensor:
+        self, jacobian: Tensor, losses: Tensor, key: Tensor | None = None, strict: bool = False,
+        present: Tensor | None = None, preference: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The weights of each update, from one Jacobian and the losses of each update.
 
         Weights of another dtype are converted, unless `strict`: that is a finding of its own.

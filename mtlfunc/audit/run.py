@@ -1,9 +1,11 @@
 """All properties of one rule."""
 
+import random
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+from numpy import random as numpy
 
 from ..core.checks import check_count
 from ..core.compiling import COMPILER
@@ -84,7 +86,8 @@ def audit(
     check_count(instances, "instances")
     label = name or called
     wanted = [each for each in NAMES if each in asked or not asked]
-    generator, recorded = torch.get_rng_state(), torch.is_grad_enabled()
+    generators = torch.get_rng_state(), random.getstate(), numpy.get_state()  # noqa: NPY002
+    recorded = torch.is_grad_enabled()
     missing = not_measured(made, GRAMIANS)
     try:
         if missing and extra:
@@ -98,7 +101,9 @@ def audit(
         harness = Harness(made, plain, extra, tolerance, instances, key)
         rows = make_rows(harness, wanted, label, instances)
     finally:
-        torch.set_rng_state(generator)
+        torch.set_rng_state(generators[0])
+        random.setstate(generators[1])
+        numpy.set_state(generators[2])  # noqa: NPY002
         torch.set_grad_enabled(recorded)
     return Report(label, rows, harness.updates, not_tried(harness, wanted))
 

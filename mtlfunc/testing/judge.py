@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from random import getstate
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from numpy.random import get_state
+from numpy import random as numpy
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -174,9 +174,14 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     return Verdict(error, "", weights)
 
 
-def global_random() -> tuple[Any, ...]:
-    """The states of the global generators of torch, NumPy and Python."""
-    return torch.get_rng_state().tolist(), getstate(), str(get_state(legacy=False))  # noqa: NPY002
+def global_random(seed: int | None = None) -> tuple[Any, ...]:
+    """The states of the global generators of torch, NumPy and Python, with a `seed` after it."""
+    if seed is not None:
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        numpy.seed(seed)  # noqa: NPY002
+    of_numpy = str(numpy.get_state(legacy=False))  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), of_numpy
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
