@@ -196,22 +196,38 @@ def panels(
     return found
 
 
-def arms_table(
-    levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str], *, gains: bool
-) -> str:
-    """Each arm less the mean loss and Nash-MTL less each: whether the arm keeps Nash-MTL's gain, if
-    Nash-MTL `gains` anything.
-    """
+class Arm(NamedTuple):
+    """Whether an arm keeps Nash-MTL's gain, its own gain, and what Nash-MTL gains beyond it."""
+
+    verdict: str
+    gain: Judged
+    rest: Judged
+
+
+def against_arms(levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str]) -> list[Arm]:
+    """Each arm less the mean loss and Nash-MTL less each, as one family."""
     found = [pooled(levels[name] - levels["mean"]) for name in arms]
     found += [pooled(levels[nash] - levels[name]) for name in arms]
     p = holm([each.p for each in found])
+    judged = [Judged(x, q, said(x.mixed.mean, q)) for x, q in zip(found, p, strict=True)]
+    pairs = zip(judged[: len(arms)], judged[len(arms) :], strict=True)
+    return [Arm(_kept(gain.verdict, rest.verdict), gain, rest) for gain, rest in pairs]
+
+
+def _kept(gain: str, rest: str) -> str:
+    return "loses" if rest == "above" else "keeps" if gain == "above" else "open"
+
+
+def arms_table(
+    levels: Mapping[str, np.ndarray], nash: str, arms: Sequence[str], *, gains: bool
+) -> str:
+    """What `against_arms` gave, if Nash-MTL `gains` anything."""
     lines = []
-    for k, name in enumerate(arms):
-        gain, rest = (said(found[i].mixed.mean, p[i]) for i in (k, k + len(arms)))
-        verdict = "loses" if rest == "above" else "keeps" if gain == "above" else "open"
-        lines.append([name, f"**{verdict if gains else 'no gain shown'}**"])
-        for i in (k, k + len(arms)):
-            lines[-1] += [bracket(found[i].mixed), f"{p[i]:.2g}", bracket(found[i].drawn)]
+    for name, arm in zip(arms, against_arms(levels, nash, arms), strict=True):
+        lines.append([name, f"**{arm.verdict if gains else 'no gain shown'}**"])
+        for each in arm[1:]:
+            one = each.found
+            lines[-1] += [bracket(one.mixed), f"{each.p:.2g}", bracket(one.drawn)]
     columns = ["arm", "Nash-MTL's gain", "arm − mean loss", "Holm's p", "bootstrap"]
     table = markdown([*columns, "Nash-MTL − arm", "Holm's p", "bootstrap"], lines)
     legend = (

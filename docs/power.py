@@ -7,7 +7,7 @@ import numpy as np
 
 from common.files import DataError
 from common.intervals import bracket, estimate
-from common.pooled import against_mean, broken, mixed_model
+from common.pooled import Judged, against_arms, against_mean, broken
 from common.tables import markdown, write_png
 from common.tuned import Record
 from docs.blocks import marked, paragraph, replaced
@@ -59,7 +59,13 @@ def devices(record: Record) -> list[str]:
         of {first} that a CPU had made before, which choose rates. Of the runs that decide, the GPU
         made these, and a CPU all others: {counts}. At a rate where training may break down the two
         differ, and it is not known why:"""
-    return [paragraph(said), markdown(columns, lines)]
+    every = [
+        f"{name} {bracket(each.found.mixed)}, p {each.p:.2g}, {each.verdict}"
+        for name, each in on_cpu(record).items()
+    ]
+    rest = f"""With the CPU's runs that decide in the place of the GPU's, methods differ from the
+        mean loss by: {"; ".join(every)}."""
+    return [paragraph(said), markdown(columns, lines), paragraph(rest)]
 
 
 def _parts(cell: str) -> tuple[str, str, str]:
@@ -72,27 +78,38 @@ def _parts(cell: str) -> tuple[str, str, str]:
 
 def sentence() -> str:
     """Of the README. Raises DataError before all methods are compared."""
-    found = study.found(Record(study.RECORD, study.DESIGN))
+    record = Record(study.RECORD, study.DESIGN)
+    found = study.found(record)
     if found.waits:
         raise DataError(found.waits)
-    rivals = against_mean(found.levels, study.RIVALS)
+    rivals, others = against_mean(found.levels, study.RIVALS), on_cpu(record)
     shown = [
         f"{TITLES[name]} by {bracket(each.found.mixed)}{' (not confirmed)' * each.found.drawn.open}"
         for name, each in rivals.items()
-        if each.verdict != "not shown"
+        if "not shown" not in (each.verdict, others[name].verdict)
     ]
+    hang = [TITLES[name] for name in rivals if rivals[name].verdict != others[name].verdict]
     seeds, planned = len(found.seeds), len(study.SEEDS)
     state = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds, provisional"
-    said = f"""On [three sets of images](docs/benchmarks.md#twenty-seeds), {len(shown)} of
-        {len(rivals)} methods are shown to differ from the mean loss in accuracy (points,
+    are = "is" if len(shown) == 1 else "are"
+    said = f"""On [three sets of real images](docs/benchmarks.md#twenty-seeds), {len(shown)} of
+        {len(rivals)} methods {are} shown to differ from the mean loss in accuracy (points,
         {state})"""
     said += f"{': ' * bool(shown)}{', '.join(shown)}."
+    said += f" Verdicts on {' and '.join(hang)} hang on the device." * bool(hang)
     if rivals[study.NASH].verdict == "above":
         own, lengths = (
-            bracket(mixed_model(found.levels[name] - found.levels["mean"])[0])
-            for name in (study.ARMS[0], study.LENGTHS)
+            f"{bracket(arm.rest.found.mixed)}{' (not shown)' * (arm.rest.verdict == 'not shown')}"
+            for arm in against_arms(found.levels, study.NASH, study.ARMS)[:3:2]
         )
-        failed = broken(found.levels[study.LENGTHS])
-        said += f""" Nash-MTL with weights of sum 1 differs by {own}, the mean loss at its step
-            lengths by {lengths} ({failed} runs broke down)."""
+        said += f""" Nash-MTL is {own} from itself with weights of sum 1, {lengths} from the mean
+            loss at its step lengths."""
     return said
+
+
+def on_cpu(record: Record) -> dict[str, Judged]:
+    """The rivals with the CPU's runs that decide in the place of the device's."""
+    other = Record(record.path, study.DESIGN)
+    own = Record(CPU, study.DESIGN).runs.items()
+    other.runs |= {cell: row for cell, row in own if _parts(cell)[2] == "decide"}
+    return against_mean(study.found(other).levels, study.RIVALS)
