@@ -124,7 +124,7 @@ def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
     """`weights`; an error where a row is absent, or NaN where that cannot be seen."""
     if all_present(geometry.present):
         return weights
-    if values_readable(geometry.present):
+    if values_readable(geometry.present) and not bool(geometry.present.all()):
         absent = (~geometry.present).nonzero().flatten().tolist()
         said = f"{rule} needs every task in every batch, but tasks {absent} are absent from this"
         raise ValueError(f"{said}; leave such a batch out, or take a rule that reads `present`")
