@@ -53,7 +53,7 @@ MOST_LINES = {
     "gradients": 5_332,  # of these; aim 4,700
     "training": 2_094,  # of these; aim 2,000
     "rooms": 1_439,
-    "laboratory": 6_136,
+    "laboratory": 6_133,
 }
 
 
@@ -75,7 +75,7 @@ def test_no_group_of_folders_grows():
         ("paper_repro", 16_804),
         ("experiments", 15_441),
         ("experiments/benchmarks", 2_464),  # of these
-        ("tests", 38_974),  # aim 38,500
+        ("tests", 38_973),  # aim 38,500
     ],
 )
 def test_what_stands_around_the_package_does_not_grow(folder, most):

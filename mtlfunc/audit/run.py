@@ -1,6 +1,5 @@
 """All properties of one rule."""
 
-import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -86,7 +85,7 @@ def audit(
     check_count(instances, "instances")
     label = name or called
     wanted = [each for each in NAMES if each in asked or not asked]
-    generators = torch.get_rng_state(), random.getstate(), numpy.get_state()  # noqa: NPY002
+    generators = torch.get_rng_state(), numpy.get_state()  # noqa: NPY002
     recorded = torch.is_grad_enabled()
     missing = not_measured(made, GRAMIANS)
     try:
@@ -102,8 +101,7 @@ def audit(
         rows = make_rows(harness, wanted, label, instances)
     finally:
         torch.set_rng_state(generators[0])
-        random.setstate(generators[1])
-        numpy.set_state(generators[2])  # noqa: NPY002
+        numpy.set_state(generators[1])  # noqa: NPY002
         torch.set_grad_enabled(recorded)
     return Report(label, rows, harness.updates, not_tried(harness, wanted))
 

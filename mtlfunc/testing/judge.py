@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -175,13 +174,13 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 
 def global_random(seed: int | None = None) -> tuple[Any, ...]:
-    """The states of the global generators of torch, NumPy and Python, with a `seed` after it."""
+    """The states of the global generators of torch and NumPy, with a `seed` after it. Libraries
+    that check types draw from Python's.
+    """
     if seed is not None:
         torch.default_generator.manual_seed(seed)
-        random.seed(seed)
         numpy.seed(seed)  # noqa: NPY002
-    of_numpy = str(numpy.get_state(legacy=False))  # noqa: NPY002
-    return torch.get_rng_state().tolist(), random.getstate(), of_numpy
+    return torch.get_rng_state().tolist(), str(numpy.get_state(legacy=False))  # noqa: NPY002
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
