@@ -1,5 +1,6 @@
 """An executor of the workers of a Dask scheduler, on whatever machines these are."""
 
+import os
 import pickle
 import threading
 import time
@@ -24,6 +25,8 @@ WORKERS = 60.0
 between two lines while none is there.
 """
 START = "start it in a checkout of this commit: PYTHONPATH=. dask worker ADDRESS --nthreads 1"
+TRIM = "MALLOC_TRIM_THRESHOLD_"
+"""What Dask sets so low that memory goes back to the system, and comes again, at every step."""
 _ONE = threading.Lock()
 
 
@@ -105,6 +108,8 @@ def _expect_alike(client: Client, address: str) -> None:
         if other != about():
             how = f"lacks {other.name}" if isinstance(other, ImportError) else f"has {other}"
             raise DataError(f"the worker {worker} {how}, here is {about()}; {START}")
+    if "65536" in client.run(os.getenv, TRIM).values():
+        tqdm.write(f"{address}: workers may take twice the time; {TRIM} is in docs/cluster.md")
 
 
 def _perform(

@@ -119,10 +119,12 @@ def test_what_goes_wrong_is_said_and_what_came_is_kept(two, monkeypatch):
         run(two, square)
 
 
-def test_reproductions_find_what_one_process_finds(two, tmp_path):
+def test_reproductions_find_what_one_process_finds(two, tmp_path, capsys):
+    """And workers that hand their memory back are named."""
     call = ["--quick", "--only", "mgda.counterexample", "--out"]
     for where in ("1", two):
         assert main([*call, str(tmp_path / where[:1]), "--scheduler", where]) == 0
+    assert "workers may take twice the time" in capsys.readouterr().out
     assert left_in(tmp_path / "1") == left_in(tmp_path / "t")
 
 
