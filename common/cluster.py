@@ -108,7 +108,8 @@ def _expect_alike(client: Client, address: str) -> None:
         if other != about():
             how = f"lacks {other.name}" if isinstance(other, ImportError) else f"has {other}"
             raise DataError(f"the worker {worker} {how}, here is {about()}; {START}")
-    if "65536" in client.run(os.getenv, TRIM).values():
+    trims: Any = client.run(os.getenv, TRIM)
+    if "65536" in trims.values():
         tqdm.write(f"{address}: workers may take twice the time; {TRIM} is in docs/cluster.md")
 
 
