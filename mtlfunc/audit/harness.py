@@ -180,6 +180,8 @@ class Harness:
                 plain = [attempt(self.weigh, each, level) for each in rows]
                 keyed = [attempt(self.weigh, each, level, torch.tensor(1)) for each in rows]
                 self.draws |= not same(plain, keyed)
+                if self.reads_losses:
+                    continue
                 low = [level.index_fill(-1, torch.tensor(t), -1.0) for t in range(count)]
                 for losses in (*low, falling):
                     tried = [attempt(self.weigh, each, losses) for each in rows]

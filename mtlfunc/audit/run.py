@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from numpy import random as numpy
+from numpy import random as numpy_random
 
 from ..core.checks import check_count
 from ..core.compiling import COMPILER
@@ -85,7 +85,7 @@ def audit(
     check_count(instances, "instances")
     label = name or called
     wanted = [each for each in NAMES if each in asked or not asked]
-    generators = torch.get_rng_state(), numpy.get_state()  # noqa: NPY002
+    generators = torch.get_rng_state(), numpy_random.get_state()  # noqa: NPY002
     recorded = torch.is_grad_enabled()
     missing = not_measured(made, GRAMIANS)
     try:
@@ -101,7 +101,7 @@ def audit(
         rows = make_rows(harness, wanted, label, instances)
     finally:
         torch.set_rng_state(generators[0])
-        numpy.set_state(generators[1])  # noqa: NPY002
+        numpy_random.set_state(generators[1])  # noqa: NPY002
         torch.set_grad_enabled(recorded)
     return Report(label, rows, harness.updates, not_tried(harness, wanted))
 

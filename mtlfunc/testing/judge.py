@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from numpy import random as numpy
+from numpy import random as numpy_random
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -174,13 +174,13 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
 
 
 def global_random(seed: int | None = None) -> tuple[Any, ...]:
-    """The states of the global generators of torch and NumPy, with a `seed` after it. Libraries
-    that check types draw from Python's.
+    """The states of the global generators of torch and NumPy, which a `seed` sets first. Python's
+    is left out: libraries that check types draw from it.
     """
     if seed is not None:
         torch.default_generator.manual_seed(seed)
-        numpy.seed(seed)  # noqa: NPY002
-    return torch.get_rng_state().tolist(), str(numpy.get_state(legacy=False))  # noqa: NPY002
+        numpy_random.seed(seed)  # noqa: NPY002
+    return torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
@@ -188,8 +188,8 @@ def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -
     # near stationary points a direction is far off where the objective hardly is
     text = f"certified error {error:.1e} of the direction; its objective: "
     text += str(certify(problem, weights))
-    whole = (weights.sum() - 1).abs() <= tolerance and weights.amin() > -tolerance
-    if isinstance(problem, CAGrad) and bool(whole):
+    on_simplex = (weights.sum() - 1).abs() <= tolerance and weights.amin() > -tolerance
+    if isinstance(problem, CAGrad) and on_simplex:
         recovered = problem.recover(weights)
         if float(certified_error(problem, recovered)) < min(error, tolerance):
             text += "; these are the dual's weights, return problem.solution(problem.recover(w), w)"
