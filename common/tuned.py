@@ -232,7 +232,7 @@ def _run(
     where = processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
     made = f"{where}, torch {torch.__version__}, code {code}"
     if others := sum(record.made[row[0]] != made for row in record.runs.values()):
-        print(f"{others} of {record.path.name}'s runs: other code, torch or machine; all count")
+        print(f"{others} runs of {record.path.name} are of other code, torch, machines; all count")
     for doing, cells in to_do(record):
         jobs: dict[object, list[Cell]] = {}
         for cell in cells:

@@ -96,14 +96,15 @@ def sentence() -> str:
         {len(rivals)} methods {are} shown to differ from the mean loss in accuracy (points,
         {state})"""
     said += f"{': ' * bool(shown)}{', '.join(shown)}."
-    said += f" Verdicts on {' and '.join(hang)} hang on the device." * bool(hang)
-    if rivals[study.NASH].verdict == "above":
+    differ = f"differ{'s' * (len(hang) == 1)}"
+    said += f" Whether {' and '.join(hang)} {differ} depends on the device." * bool(hang)
+    if rivals[study.NASH].verdict == others[study.NASH].verdict == "above":
         own, lengths = (
             f"{bracket(arm.rest.found.mixed)}{' (not shown)' * (arm.rest.verdict == 'not shown')}"
             for arm in against_arms(found.levels, study.NASH, study.ARMS)[:3:2]
         )
-        said += f""" Nash-MTL is {own} from itself with weights of sum 1, {lengths} from the mean
-            loss at its step lengths."""
+        said += f""" Against weights of sum 1 Nash-MTL gains {own}, against the mean loss at its
+            step lengths {lengths}."""
     return said
 
 

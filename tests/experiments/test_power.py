@@ -54,7 +54,7 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     said = "2 of 6 methods are shown to differ from the mean loss in accuracy (points, 20 seeds): "
     assert f"{said}Nash-MTL by +" in told
     assert "MGDA by -" in told
-    assert "] from itself with weights of sum 1, " in told
+    assert "Against weights of sum 1 Nash-MTL gains +" in told
     seeds, levels, deltas, _ = power.found(record)
     assert seeds == [*power.SEEDS]
     at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
@@ -80,7 +80,7 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(power, "performer", lambda *of: None)  # nothing is left to perform
     call = [f"--record={record.path}", "run", f"--data={tmp_path}", f"--out={tmp_path}"]
     assert power.main(call) == 0
-    assert f"{len(record.runs)} of power.json's runs: other code" in capsys.readouterr().out
+    assert f"{len(record.runs)} runs of power.json are of other code" in capsys.readouterr().out
 
 
 def test_analyses():
