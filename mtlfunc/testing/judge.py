@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -173,14 +174,13 @@ def judge(solver: AnySolver, problem: Problem, tolerance: float) -> Verdict:
     return Verdict(error, "", weights)
 
 
-def global_random(seed: int | None = None) -> tuple[Any, ...]:
-    """The states of the global generators of torch and NumPy, which a `seed` sets first. Python's
-    is left out: libraries that check types draw from it.
-    """
+def global_random(seed: int | None = None) -> bytes:
+    """The states of torch's and NumPy's global generators, which a `seed` sets first."""
     if seed is not None:
         torch.default_generator.manual_seed(seed)
         numpy_random.seed(seed)  # noqa: NPY002
-    return torch.get_rng_state().tolist(), str(numpy_random.get_state(legacy=False))  # noqa: NPY002
+    states = torch.get_rng_state().numpy(), numpy_random.get_state(legacy=False)  # noqa: NPY002
+    return pickle.dumps(states)  # Python's is left out: libraries that check types draw from it
 
 
 def explain(problem: Problem, weights: Tensor, error: float, tolerance: float) -> str:
