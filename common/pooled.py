@@ -234,7 +234,7 @@ def arms_table(
         "Differences of accuracy in points, in the mean over all settings, with 95 % intervals, "
         f"one at a time. p is Holm's over all differences. Nash-MTL is `{nash}`. An arm keeps its "
         "gain where the arm is shown to be above the mean loss and Nash-MTL is not shown to be "
-        "above the arm. It loses the gain, or a part of it, where Nash-MTL is."
+        "above the arm. It loses the gain, or a part of it, where Nash-MTL is shown to be."
     )
     return f"{legend}\n\n{table}"
 
@@ -318,5 +318,5 @@ def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, floa
     verdict = "repeats" if found.low > 0 else "is reversed" if found.high < 0 else "is open"
     return (
         f"The published order of {count} methods **{verdict}**: Kendall's τ {bracket(found)} over "
-        f"seeds, p of no order {p:.2g}."
+        f"seeds. For a random order p is {p:.2g}."
     )

@@ -28,9 +28,11 @@ def block() -> str:
         cells = [row[name] for name in ("plain", *NAMES)]
         lines.append(f"| {tasks} tasks, MiB | {' | '.join(cells)} |")
     small = row_of(steps, "MLP 16-64-64, 3 tasks, batch 64")
-    said = f"""The rule is MGDA on the trunk, with 8 images, on one CPU core ({day_in(steps)}).
+    *_, (device, ratio) = row_of(part(page, "versions"), "step, ResNet-18, 2 tasks").items()
+    said = f"""The rule is MGDA on the trunk, for 8 images, on a CPU core ({day_in(steps)}).
         Milliseconds are processor time, MiB what a step holds besides parameters. The shortest
         loop calls `backward()` once per task. Small networks pay more: with 3 tasks an MLP's step
-        takes {float(small["mf.Balancer"]):.1f} times as long as the mean loss's, the shortest loop
-        {float(small["shortest loop"]):.1f} times. [More numbers](docs/benchmarks.md)."""
+        takes {float(small["mf.Balancer"]):.1f} mean-loss steps, the shortest loop
+        {float(small["shortest loop"]):.1f}. [On an {device.split(", ")[-1]}](docs/benchmarks.md)
+        ResNet-18's with 2 tasks takes {ratio} shortest loops."""
     return marked("numbers", "\n".join(lines), paragraph(said))

@@ -55,10 +55,10 @@ def devices(record: Record) -> list[str]:
     cells = [cell for cell, row in record.runs.items() if row[0] in gpu]
     decide = [cell.rpartition(", rate ")[0] for cell in cells if _parts(cell)[2] == "decide"]
     counts = "; ".join(f"{what} ({count})" for what, count in Counter(decide).items())
-    said = f"""Some runs were made on a GPU and on a CPU, and the record has those of the GPU: also
-        of {first} that a CPU had made before, which choose rates. Of the runs that decide, the GPU
-        made these, and a CPU all others: {counts}. At a rate where training may break down the two
-        differ, and it is not known why:"""
+    said = f"""Where both devices made a run, the record has the GPU's. This replaced {first} runs
+        of a CPU that choose rates. Of the runs that decide, the GPU made these, and a CPU all
+        others: {counts}. At a rate where training may break down the two differ, and it is not
+        known why:"""
     every = [
         f"{name} {bracket(each.found.mixed)}, p {each.p:.2g}, {each.verdict}"
         for name, each in on_cpu(record).items()
@@ -96,15 +96,12 @@ def sentence() -> str:
         {len(rivals)} methods {are} shown to differ from the mean loss in accuracy (points,
         {state})"""
     said += f"{': ' * bool(shown)}{', '.join(shown)}."
-    differ = f"differ{'s' * (len(hang) == 1)}"
-    said += f" Whether {' and '.join(hang)} {differ} depends on the device." * bool(hang)
+    these = f"{' and '.join(hang)} {'differs' if len(hang) == 1 else 'differ'}"
+    said += f" {these} with one device's runs, not with another's." * bool(hang)
     if rivals[study.NASH].verdict == others[study.NASH].verdict == "above":
-        own, lengths = (
-            f"{bracket(arm.rest.found.mixed)}{' (not shown)' * (arm.rest.verdict == 'not shown')}"
-            for arm in against_arms(found.levels, study.NASH, study.ARMS)[:3:2]
-        )
-        said += f""" Against weights of sum 1 Nash-MTL gains {own}, against the mean loss at its
-            step lengths {lengths}."""
+        arm, *_ = against_arms(found.levels, study.NASH, study.ARMS)
+        cost = bracket(arm.rest.found.mixed) + " (not shown)" * (arm.rest.verdict == "not shown")
+        said += f" Dividing Nash-MTL's weights by their sum costs {cost}."
     return said
 
 

@@ -223,8 +223,7 @@ def parser_of() -> argparse.ArgumentParser:
         "--device",
         type=device,
         default="cpu",
-        help="a torch device, where sweeps are captured; what is about a processor's time stays on "
-        "the CPU (default: cpu)",
+        help="a torch device for the sweeps; timings always run on the CPU (default: cpu)",
     )
     parser.add_argument(
         *("--workers", "--scheduler"),
@@ -239,8 +238,8 @@ def parser_of() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results go (default: paper_repro/out; its folders quick and full for these "
-        "sizes, and in them cuda for a device, and draw-N)",
+        help="where results go (default: paper_repro/out; --quick and --full write to quick "
+        "and full in it, a device or draw to cuda or draw-N in these)",
     )
     return parser
 
