@@ -87,8 +87,7 @@ def _planned(
     if forward.hooked:
         return rows, passes, [], False
     chosen = dict[str, Form]((group.name, form) for group, form in plan.tapped)
-    given = forward.reading.uses, forward.params, columns, forward.graph
-    known = groups_of(*given, separate=plan.apart).values()
+    known = groups_of(forward, columns, separate=plan.apart).values()
     return rows, passes, [(x, chosen.get(x.name, "rows")) for of in known for x in of], False
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ...core.checks import depth
 from ...core.tree import HALF
-from ...types import Params
 from .broadcast import over_samples
 from .formulas import Deltas, Form, Group, Layout, costs, layouts, positions
 from .graph import Graph
@@ -40,10 +39,6 @@ UNFOLDED = 2.5
 """How many times slower a floating-point operation of a convolution is where its windows are copied
 out for a product, on a CPU.
 """
-
-
-Uses = Mapping[str, Sequence[Use]]
-"""The nodes that read each leaf."""
 
 NO_LAUNCHES = {"cpu"}
 """Devices on which nothing waits for a launch; on others one pass may take separate losses."""
@@ -100,20 +95,15 @@ class Plan(NamedTuple):
 
 
 def groups_of(
-    uses: Uses, params: Params, names: Sequence[str], graph: Graph, *, separate: bool = False
+    forward: Any, names: Sequence[str], *, separate: bool = False
 ) -> dict[str, list[Group]]:
-    """The leaves that known nodes alone read, each with its parts.
-
-    Args:
-        uses: by leaf, as the graph says.
-        params: the leaves of that pass.
-        names: those to look at; what is not among the answers is differentiated row by row.
-        graph: of that pass, from separate losses if `separate`.
-        separate: each loss is differentiated alone.
+    """Of the leaves in `names` those that known nodes alone read, each with its parts; the others
+    are differentiated row by row. `separate`: each loss of the `Forward` is differentiated alone.
     """
     found: dict[str, list[Group]] = {}
+    uses, graph = forward.reading.uses, forward.graph
     for name in names:
-        leaf = params[name]
+        leaf = forward.params[name]
         whole = (0, len(leaf) if leaf.ndim else 1)
         parts: dict[tuple[int, int] | None, list[Use]] = {}
         for use in uses.get(name, ()):
@@ -251,7 +241,7 @@ def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> 
     graph, params, device = forward.graph, forward.params, forward.value.device.type
     if not looks(jacobian, wanted, rows):
         return by_rows
-    groups = groups_of(forward.reading.uses, params, wanted.columns, graph, separate=separate)
+    groups = groups_of(forward, wanted.columns, separate=separate)
     tapped: list[tuple[Group, Form]] = []
     left: list[str] = []
     saved = 0.0
@@ -296,7 +286,7 @@ def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
     """
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
-    groups = groups_of(forward.reading.uses, forward.params, names, graph)
+    groups = groups_of(forward, names)
     try:
         every = over_samples(groups, graph, samples)
         groups, where = sampled_groups(every, graph, samples), None
@@ -379,11 +369,11 @@ def plan_weightings(jacobian: Any, wanted: Wanted) -> Plan | None:
         wanted: of its rows.
     """
     forward, tasks = jacobian.forward, jacobian.weightings
-    samples, graph, params = forward.samples[0], forward.graph, forward.params
+    samples, graph = forward.samples[0], forward.graph
     asked = tasks > 1 and samples > 1 and not forward.hooked and looks(jacobian, wanted, tasks)
     if forward.root is None or not asked:
         return None
-    groups = groups_of(forward.reading.uses, params, tuple(params), graph)
+    groups = groups_of(forward, tuple(forward.params))
     if tasks <= FEW_TASKS and _price_weightings(groups, jacobian, wanted) is None:
         return None
     try:  # one pass a task is right whatever the losses depend on
