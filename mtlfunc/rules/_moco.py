@@ -9,7 +9,6 @@ from torch import Tensor
 from ..core.checks import check_scalar
 from ..types import Geometry, Rule, Scalar, State, constructor
 from ._modo import descend_weights
-from .common import gramian_of
 
 
 class MoCoState(NamedTuple):
@@ -51,16 +50,13 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
     check_scalar(decay, "decay")
 
     def init(losses: Tensor, key: Tensor) -> State:
-        return MoCoState(
-            torch.full_like(losses, 1 / len(losses)), torch.zeros_like(losses[0], dtype=torch.int64)
-        )
+        steps = torch.zeros_like(losses[0], dtype=torch.int64)
+        return MoCoState(torch.full_like(losses, 1 / len(losses)), steps)
 
     def update(geometry: Geometry, state: MoCoState) -> tuple[Tensor, State]:
         steps = state.steps + geometry.present.any()
         step = lr / steps.clamp_min(1).to(state.weights) ** decay
-        weights, following = descend_weights(
-            state.weights, gramian_of(geometry), geometry.present, step, rho
-        )
+        weights, following = descend_weights(state.weights, geometry, step, rho)
         return weights, MoCoState(following, steps)
 
     return Rule(init, update, frozenset({"present", "tracked_gramian"}))

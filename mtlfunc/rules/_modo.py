@@ -50,21 +50,20 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
         return MoDoState(torch.full_like(losses, 1 / len(losses)))
 
     def update(geometry: Geometry, state: MoDoState) -> tuple[Tensor, State]:
-        weights, following = descend_weights(
-            state.weights, gramian_of(geometry), geometry.present, lr, rho
-        )
+        weights, following = descend_weights(state.weights, geometry, lr, rho)
         return weights, MoDoState(following)
 
     return Rule(init, update, frozenset({"cross_gramian", "present"}))
 
 
 def descend_weights(
-    weights: Tensor, gramian: Tensor, present: Tensor, lr: Scalar | Tensor, rho: Scalar
+    weights: Tensor, geometry: Geometry, lr: Scalar, rho: Scalar
 ) -> tuple[Tensor, Tensor]:
     """Weights after one projected step on the present tasks, and the state after it.
 
     In the state absent tasks keep their weights and the others share the rest.
     """
+    gramian, present = gramian_of(geometry), geometry.present
     share, total = share_among_present(weights, present)
     start = share.to(gramian)
     point = start - lr * (gramian @ start + rho * start)
