@@ -4,6 +4,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, poison
+from ..solvers.problems import or_one
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import no_state, preference_of, reading
 from .losswise import unit_and_length
@@ -42,9 +43,8 @@ def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None)
         losses = geometry.losses.where(geometry.present, 0.0)
         (ray, _), (unit, size) = unit_and_length(p), unit_and_length(losses)
         off = ray - (ray @ unit) * unit
-        return poison(
-            p - penalty * (off / size.where(size != 0, 1.0)).where(size != 0, 0.0), geometry.losses
-        ), ()
+        slope = (off / or_one(size)).where(size != 0, 0.0)
+        return poison(p - penalty * slope, geometry.losses), ()
 
     reads = reading("losses", preference=preference)
     return Rule(no_state(preference), update, reads, heads="weighted")

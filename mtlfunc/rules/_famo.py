@@ -75,12 +75,9 @@ def famo(
     move = optimizer_at(optimizer, lr)
 
     def losses_above(losses: Tensor, present: Tensor) -> Tensor:
-        return require_positive(
-            losses + eps if lower is None else losses - lower.to(losses) + eps,
-            present,
-            "famo" if lower is None else "famo (less their lower bounds)",
-            MAY_BE_0,
-        )
+        name = "famo" if lower is None else "famo (less their lower bounds)"
+        above = losses if lower is None else losses - lower.to(losses)
+        return require_positive(above + eps, present, name, MAY_BE_0)
 
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
@@ -105,11 +102,8 @@ def famo(
         share = softmax(logits, preference_of(geometry, preference)) / distance
         weights = poison(share / or_one(share.sum()), losses, distance, logits)
         # Laid out as before: a state of other strides would make the compiler start twice.
-        last = (
-            (torch.zeros_like(state.last[0]) + losses, torch.zeros_like(state.last[1]) | present)
-            if full_batch
-            else ()
-        )
+        now = (losses, present) if full_batch else ()
+        last = tuple(torch.zeros_like(x) + y for x, y in zip(state.last, now, strict=True))
         return weights, FAMOState(logits, optimizer_state, last)
 
     last = () if full_batch else LAST_LOSSES

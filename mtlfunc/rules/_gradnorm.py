@@ -81,9 +81,7 @@ def gradnorm(
 
     def init(losses: Tensor, key: Tensor) -> State:
         check_shape(reference, losses, "reference")
-        initial = (
-            losses.clone() if reference is None else reference.to(losses) + torch.zeros_like(losses)
-        )
+        initial = losses if reference is None else reference.to(losses) + torch.zeros_like(losses)
         if values_readable(initial) and not bool((initial > 0).all()):
             raise ValueError(
                 "gradnorm: relative rates L(t)/L(0) need initial losses > 0, got "
@@ -98,12 +96,10 @@ def gradnorm(
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)
         losses = require_nonnegative(geometry.losses, "gradnorm: relative rates L(t)/L(0) need")
-        w = state.weights
-        count = len(w)
+        w, present = state.weights, geometry.present
         length = root(gramian.diagonal()).to(w.dtype)
         norm = w * length
         ratio = losses / state.initial
-        present = geometry.present
         mean_ratio = mean_present(ratio, present)
         rate = torch.where(mean_ratio == 0, 1.0, ratio / or_one(mean_ratio)) ** alpha
         target = mean_present(norm, present) * (
@@ -112,7 +108,7 @@ def gradnorm(
         slope = torch.sign(norm - target) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)
-        total = total_present(w, present, float(count))
+        total = total_present(w, present, float(len(w)))
         following = poison(total * following / following.where(present, 0.0).sum(), ratio)
         answer = poison(w.where(present, 0.0) / total, gramian, geometry.losses)
         return answer, GradNormState(following.where(present, w), state.initial, optimizer_state)

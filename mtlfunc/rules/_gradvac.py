@@ -79,9 +79,8 @@ def gradvac(
             found = vaccinate(gramian, partners_of(draws, gramian), targets)
             coefficients, cosines = (poison(x, gramian, targets) for x in found)
         moved = targets + beta * (cosines - targets)
-        return preference_of(geometry, preference, gramian) @ coefficients, GradVacState(
-            moved.to(state.targets), stream
-        )
+        following = GradVacState(moved.to(state.targets), stream)
+        return preference_of(geometry, preference, gramian) @ coefficients, following
 
     return Rule(init, update, reading("gramian", preference=preference))
 

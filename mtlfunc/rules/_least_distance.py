@@ -39,9 +39,8 @@ def least_distance(
     if not len(square):
         return offsets, torch.ones((), dtype=torch.bool, device=offsets.device)
     if len(square) == 1:
-        return torch.where(square > 0, offsets.clamp_min(0) / or_one(square), 0.0), torch.ones_like(
-            square[0], dtype=torch.bool
-        )
+        multiplier = torch.where(square > 0, offsets.clamp_min(0) / or_one(square), 0.0)
+        return multiplier, torch.ones_like(square[0], dtype=torch.bool)
     n = or_one(root(square))
     unit, h = gramian / n[:, None] / n, torch.where(square > 0, offsets / n, 0.0)
     scale = h.amax()  # the most that one inequality demands of ‖x‖

@@ -92,9 +92,8 @@ def pareto_mtl(
         u = preference_of(geometry, ray, gramian)
         vectors = (axes if others is None else others.to(gramian)) * present
         apart = vectors / or_one(vectors.norm(dim=-1, keepdim=True)) - u / or_one(u.norm())
-        violated = (apart @ losses > 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()) & (
-            vectors > 0
-        ).any(-1)
+        least = 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()
+        violated = (apart @ losses > least) & (vectors > 0).any(-1)
         searching = violated.any() & (state.search > 0)
 
         used = torch.cat([present & ~searching, violated])

@@ -85,9 +85,8 @@ def pcd(
     def update(geometry: Geometry, state: PCDState) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry), geometry.present
         square = gramian.diagonal()
-        squares = torch.where(
-            present, beta * state.squares + (1 - beta) * square.to(state.squares), state.squares
-        )
+        squares = beta * state.squares + (1 - beta) * square.to(state.squares)
+        squares = squares.where(present, state.squares)
         seen = state.seen + present
         mean = squares / or_one(1 - beta**seen)
         # of the two scales: with d in units of g_p, g_t·d >= τ·ratio·‖g_t‖² is due
@@ -99,9 +98,7 @@ def pcd(
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
         rounding = length <= 64 * len(w) * precision(len(w), w.dtype) * magnitude
-        weights = w * torch.where(
-            rounding, 0.0, root(square[primary] / length.where(~rounding, 1.0))
-        )
-        return poison(weights, gramian), PCDState(squares, seen)
+        scale = root(square[primary] / length.where(~rounding, 1.0)).where(~rounding, 0.0)
+        return poison(w * scale, gramian), PCDState(squares, seen)
 
     return Rule(init, update, frozenset({"gramian", "present"}))

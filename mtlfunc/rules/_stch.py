@@ -84,9 +84,8 @@ def stch(
             return present.sum() * p * softmax(p * objective / mu, present.to(losses))
 
         if warmup is None:
-            return poison(
-                slopes(losses if reference is None else losses - reference.to(losses)), losses
-            ), ()
+            above = losses if reference is None else losses - reference.to(losses)
+            return poison(slopes(above), losses), ()
         first, then = warmup
         losses = require_positive(losses, present, "stch with warmup")
         averaged = present & (state.steps >= first) & (state.steps < first + then)
@@ -98,12 +97,10 @@ def stch(
                 f"warmup: tasks {unknown.nonzero().flatten().tolist()} were absent from all "
                 f"{then} steps of averaging; average over more"
             )
-        nadir = torch.where(
-            ready & present, (total / seen.clamp_min(1)).where(seen > 0, float("nan")), 1.0
-        )
+        mean = (total / seen.clamp_min(1)).where(seen > 0, float("nan"))
+        nadir = torch.where(ready & present, mean, 1.0)
         weights = torch.where(ready, slopes(torch.log(losses / nadir)), p) / losses
-        return poison(weights, geometry.losses, losses, nadir), STCHState(
-            total, seen, state.steps + 1
-        )
+        following = STCHState(total, seen, state.steps + 1)
+        return poison(weights, geometry.losses, losses, nadir), following
 
     return Rule(init, update, reading("losses", preference=preference), heads="weighted")
