@@ -161,11 +161,8 @@ def parse_samples(out: Any) -> Losses:
 
 
 def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
-    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened.
-
-    Raises:
-        ValueError: for another shape.
-        TypeError: unless they are floating.
+    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened; an error for
+    others.
     """
     aux: Any = ()
     if has_aux:
@@ -205,10 +202,8 @@ def expect_weightings(weightings: Any) -> Tensor:
 
 
 def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor:
-    """Weightings [task, entry] of these losses, flattened as they are.
-
-    Raises:
-        ValueError: for another number of samples, another dtype or device, or NaN.
+    """Weightings [task, entry] of these losses, flattened as they are; an error for another number
+    of samples, another dtype or device, or NaN.
     """
     shape = value.shape if losses.shape is None else losses.shape
     if weightings.shape[1:] != shape:

@@ -108,13 +108,8 @@ def positions(use: Use) -> int:
 def costs(
     group: Group, rows: int, samples: int | None = None, weightings: int = 0
 ) -> dict[Form, float]:
-    """Floating-point operations of every form that this group has.
-
-    Args:
-        group: the uses of one leaf, or of one part of it.
-        rows: the Gramian's; per sample, samples × tasks.
-        samples: None by task; per sample every row sums over its own sample's positions alone.
-        weightings: how many rows are mixed of those by sample.
+    """Floating-point operations of every form that this group has, for so many rows: of tasks; or
+    samples × tasks, each over its own sample's positions, of which some `weightings` are mixed.
     """
     width, tasks = group.numel, rows // (samples or 1)
     dot = 2.0 * rows * rows * width
@@ -246,15 +241,9 @@ class Deltas(NamedTuple):
         biased: bool = False,
         fold: bool = True,
     ) -> Tensor:
-        """The group's part of the Gramian [sample·task, sample·task].
-
-        Args:
-            form: "kernel", if the uses are alike, or "gemm".
-            dtype: of the factors.
-            wide: of the accumulation.
-            biased: of the kernel form, the part of the same calls' bias as well, whose input is 1
-                everywhere.
-            fold: as of `rows`.
+        """The group's part of the Gramian [sample·task, sample·task], from factors in this dtype
+        accumulated in the `wide` one. `form`: "gemm", or if the uses are alike "kernel", to which
+        the part of the same calls' bias is added if `biased`: its input is 1 everywhere.
         """
         if form == "gemm":
             rows = self.rows(dtype, fold=fold)

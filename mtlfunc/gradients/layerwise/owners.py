@@ -80,20 +80,15 @@ def entry_layouts(
     *,
     terms: bool = False,
 ) -> tuple[Layout, ...]:
-    """Where the calls' outputs have what each entry of the losses' first axis depends on.
+    """Where each call's output has what the entries of the losses' first axis depend on.
 
     Args:
-        graph: of the whole forward pass.
-        losses: [sample] or [sample, task].
-        uses: the calls.
+        graph, losses, uses: of the forward pass; [sample] or [sample, task]; the calls.
         samples: a flat vector of losses has that many equal runs, each of which is an entry.
         terms: a call may have some of the entries alone, one after the other.
 
-    Returns:
-        the layout of every call's output.
-
     Raises:
-        SamplesMix: unless the graph proves one for each.
+        SamplesMix: unless the graph proves a layout for each.
     """
     if not uses:
         return ()

@@ -47,14 +47,9 @@ MEMORY = 1.3
 def prefers_one_pass(
     graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
 ) -> bool:
-    """Whether T losses are better differentiated by one batched pass than each alone.
-
-    Args:
-        graph: from the losses, each alone, or from their vector.
-        rows: how many rows the batched pass has.
-        numel: entries of the leaves that have rows.
-        device: "cpu", "cuda", …; others wait for launches like the second.
-        separate: each loss is a root of the graph; else every node serves all rows.
+    """Whether T losses are better differentiated by one batched pass of so many rows, of leaves of
+    `numel` entries, than each alone. `separate`: each is a root of the graph; else every node
+    serves all rows.
     """
     if rows == 1 or not graph.can_batch:
         return False

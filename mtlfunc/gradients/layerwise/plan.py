@@ -133,16 +133,9 @@ def prices_of(
     plain: bool = True,
     by_rows: bool = False,
 ) -> dict[Form, float]:
-    """Floating-point operations, as a large matrix product's, of every form that a group may take.
-
-    Args:
-        group: the uses of one leaf, or of one part of it.
-        rows: the Gramian's; of one pass split by sample, samples × tasks.
-        device: "cpu", "cuda", …
-        samples: of that pass; None is one pass a row.
-        weightings: how many rows are mixed of those by sample.
-        plain: their Gramian is accumulated in its default dtype, so that halves stay halves.
-        by_rows: the mixed rows are wanted.
+    """Floating-point operations, as a large matrix product's, of every form that a group may take;
+    arguments as of `costs`. Of weightings: `plain` if their Gramian is accumulated in its default
+    dtype, so that halves stay halves; `by_rows` if the mixed rows are wanted.
     """
     slow = UNFOLDED if _convolves(group, device) else 1.0
     prices: dict[Form, float] = {
@@ -195,14 +188,9 @@ def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
 
 
 def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Plan:
-    """The passes for tasks, or mixtures of them: batched, in chunks, in a loop, or each loss alone;
-    and leaf by leaf the form of its Gramian.
-
-    Args:
-        jacobian: a `TaskJacobian` of a `Forward`.
-        wanted: of its rows.
-        rows: how many.
-        record: the passes will be differentiated.
+    """The passes of a `TaskJacobian` of a `Forward`, `wanted` of so many rows: batched, in chunks,
+    in a loop, or each loss alone; and leaf by leaf the form of its Gramian. `record`: the passes
+    will be differentiated.
     """
     forward, chunk, mixed = jacobian.forward, jacobian.chunk_size, jacobian.mix is not None
     graph, edges = forward.graph, forward.edges
@@ -273,16 +261,10 @@ def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> 
 
 
 def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
-    """Forms of the leaves in `names` for every sample and task, by one pass whose deltas are split.
+    """Forms of the leaves in `names` for every sample and task of a `Forward`, by one pass whose
+    deltas are split; an error where the graph does not prove that samples stay separate.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
-
-    Args:
-        forward: a `run.Forward`, of losses [sample] or [sample, task].
-        names: the leaves.
-
-    Raises:
-        ValueError: where the graph does not prove that samples stay separate.
     """
     losses, graph = forward.losses.vector, forward.graph
     samples, rows, device = len(losses), losses.numel(), losses.device.type
@@ -363,10 +345,6 @@ def is_widened(group: Group, device: str, plain: bool) -> bool:
 def plan_weightings(jacobian: Any, wanted: Wanted) -> Plan | None:
     """Forms of all leaves for tasks that are weightings of samples; None where one pass a task is
     cheaper, or the graph does not prove that samples are separate, or is not asked.
-
-    Args:
-        jacobian: a `TaskJacobian` of a `Forward` of losses of samples.
-        wanted: of its rows.
     """
     forward, tasks = jacobian.forward, jacobian.weightings
     samples, graph = forward.samples[0], forward.graph

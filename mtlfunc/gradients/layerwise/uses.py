@@ -105,11 +105,8 @@ class Operand(NamedTuple):
         return shape_of(self.top, 0)
 
     def saved(self, name: str) -> Tensor:
-        """What the node keeps of its inputs and outputs.
-
-        Raises:
-            Unread: where a hook has taken it away, as checkpoints and offloading do, or something
-                was written into it since.
+        """What the node keeps of its inputs and outputs; `Unread` where a hook has taken it away,
+        as checkpoints and offloading do, or something was written into it since.
         """
         return _checked(self.node, name, getattr(self.node, f"_raw_saved_{name}"))
 
