@@ -32,10 +32,8 @@ def broadcast(operand: Operand, op: str, summand: Summand) -> Use:
         moved = summand(delta).permute(0, *order)
         return moved.reshape(*moved.shape[: 1 + len(axes)], 1, 1, -1)
 
-    def fold(rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), *shape)
-
-    return operand.use(op, "local", axes, (1, 1, 1, math.prod(shape)), None, varied, fold)
+    sizes = (1, 1, 1, math.prod(shape))
+    return operand.use(op, "local", axes, sizes, None, varied, operand.shaped)
 
 
 def _same(delta: Tensor) -> Tensor:
@@ -77,7 +75,7 @@ def _local(
     """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
     axes are inner positions.
     """
-    out, shape = operand.out, operand.shape
+    out = operand.out
     axes = tuple(range(len(out) - count)) if channel is None else (0,)
     inner = 1 if channel is None else math.prod(out[2:])
 
@@ -87,11 +85,8 @@ def _local(
             return summands.flatten(-count)[..., None, None, :]
         return summands.reshape(*summands.shape[:3], inner).mT[..., None, :]
 
-    def fold(rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), *shape)
-
-    sizes = (inner, 1, 1, math.prod(shape))
-    return operand.use(op, "local", axes, sizes, None, varied, fold, layout)
+    sizes = (inner, 1, 1, math.prod(operand.shape))
+    return operand.use(op, "local", axes, sizes, None, varied, operand.shaped, layout)
 
 
 def layer_norm(operand: Operand) -> Use:

@@ -110,11 +110,8 @@ def _direct(operand: Operand) -> Use:
     def varied(delta: Tensor) -> Tensor:
         return delta.reshape(*delta.shape[:2], groups, o, inner).permute(0, 1, 4, 2, 3)
 
-    def fold(rows: Tensor) -> Tensor:
-        return rows.reshape(len(rows), *shape)
-
-    sizes = (inner, groups, a, o)
-    return operand.use(f"conv{space}d", "outer", (0,), sizes, fixed, varied, fold, ("conv",))
+    sizes, op = (inner, groups, a, o), f"conv{space}d"
+    return operand.use(op, "outer", (0,), sizes, fixed, varied, operand.shaped, ("conv",))
 
 
 def _transposed(operand: Operand) -> Use:
@@ -133,7 +130,7 @@ def _transposed(operand: Operand) -> Use:
         return windows.unflatten(0, delta.shape[:2])
 
     def fold(rows: Tensor) -> Tensor:
-        return rows.mT.reshape(len(rows), *shape)
+        return operand.shaped(rows.mT)
 
     sizes, op = (inner, groups, a, o), f"conv_transpose{space}d"
     return operand.use(op, "outer", (0,), sizes, fixed, varied, fold, ("transposed",))
@@ -198,7 +195,7 @@ def _look_up(operand: Operand, op: str, indices: Tensor, varied: Callable[[Tenso
     count, *rest = operand.shape
 
     def fold(rows: Tensor) -> Tensor:
-        return rows[:, 0].mT.reshape(len(rows), *operand.shape)
+        return operand.shaped(rows[:, 0].mT)
 
     axes, sizes = range(indices.ndim), (1, 1, count, math.prod(rest))
     return operand.use(op, "lookup", axes, sizes, lambda: indices, varied, fold)

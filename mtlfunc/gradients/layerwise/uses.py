@@ -115,6 +115,10 @@ class Operand(NamedTuple):
         raw = getattr(self.node, f"_raw_saved_{name}")
         return [None if x is None else _checked(self.node, name, x, i) for i, x in enumerate(raw)]
 
+    def shaped(self, rows: Tensor) -> Tensor:
+        """[row, …], in the order of what the node read, to [row, *shape]."""
+        return rows.reshape(len(rows), *self.shape)
+
     def rows_of_part(self, rows: Tensor) -> Tensor:
         """[row, *shape] to [row, *shape of the part]."""
         for before, order in reversed(self.views):
