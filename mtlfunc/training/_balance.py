@@ -185,7 +185,10 @@ def weigh(
         here = geometry.present.shape == losses.shape
         check_losses(losses.where(geometry.present, 0.0) if here else losses, tasks)
         check_finite(gramian.diagonal(0, -2, -1), "gradients (squared lengths by task)")
-    total = None if reduction == "mean" else _count_of(geometry.present, losses)
+    total = None
+    if reduction == "sum":  # over all tasks, or those present, as far as that can be seen
+        whole = geometry.present.shape != losses.shape or all_present(geometry.present)
+        total = len(losses) if whole else geometry.present.sum()
     drift = geometry.extra.get("carried")  # of the optimizer, in units of the rule's weights
     if drift is not None and total is not None:
         drift = drift / (total.clamp_min(1) if isinstance(total, Tensor) else total)
@@ -204,12 +207,6 @@ def weigh(
     named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
     scaled = (weights, rates) if total is None else (total * weights, total * rates)
     return Info(losses, gramian, *scaled, measured.aux, named), following, gradient
-
-
-def _count_of(present: Tensor, losses: Tensor) -> int | Tensor:
-    """How many tasks the sum of the losses is over."""
-    whole = present.shape != losses.shape or all_present(present)
-    return len(losses) if whole else present.sum()
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:

@@ -46,8 +46,6 @@ from ._given import (
 from ._live import STEP, Labels, Live, ModuleLeaves, accumulate, live_step, parsed, reached_by
 from ._metric import check_metric
 
-RECIPES = "docs/how-to/recipes.md"
-
 
 class Answer(NamedTuple):
     """What a step found, of which nothing is kept yet."""
