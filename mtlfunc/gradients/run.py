@@ -192,14 +192,13 @@ def check_connected(forward: Forward, *, samples: bool = False) -> None:
         raise NotImplementedError(FREQUENCIES)
     reached = forward.reached
     if not (bool(forward.graph.leaf_nodes) if reached is None else reached):
-        raise ValueError(UNCONNECTED)
+        raise ValueError(
+            "losses_fn: no loss depends on params, so every gradient would be zero; call the "
+            "module as torch.func.functional_call(module, params, (x,)), with the params that "
+            "losses_fn is given, and neither detach them nor work under torch.no_grad"
+        )
 
 
-UNCONNECTED = (
-    "losses_fn: no loss depends on params, so every gradient would be zero; call the module as "
-    "torch.func.functional_call(module, params, (x,)), with the params that losses_fn is given, "
-    "and neither detach them nor work under torch.no_grad"
-)
 NO_GRAPH = (
     "losses: they depend on no parameter of the module: compute them from its output, with "
     "gradients enabled, and neither detach them nor call .item()"

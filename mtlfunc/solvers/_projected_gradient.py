@@ -65,7 +65,7 @@ def _simplex(problem: MinNorm | CAGrad, steps: int) -> Tensor:
         if isinstance(problem, CAGrad):
             length = root(w @ problem.gramian @ w)
             curvature = problem.radius * largest / length.where(length > 0, 1.0)
-        step = torch.where(curvature > 0, 1 / curvature.where(curvature > 0, 1.0), 1.0)
+        step = 1 / curvature.where(curvature > 0, 1.0)
         return simplex.project(y - step * problem.gradient(w) / n, 1 / n)
 
     y = _accelerate(descend, n / len(n), steps)
