@@ -67,11 +67,8 @@ def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def check_group(group: Group) -> Any:
-    """The process group that is meant, None for None.
-
-    Raises:
-        TypeError: for something else.
-        ValueError: for a mesh of several dimensions, or a group without this process.
+    """The process group that is meant, None for None; an error for something else, a mesh of
+    several dimensions, or a group without this process.
     """
     if group is None:
         return None

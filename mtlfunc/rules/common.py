@@ -173,10 +173,8 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
 
 def as_rule(rule: Any) -> Rule:
-    """A rule from a rule, a function without arguments that makes one, or one for `stateless`.
-
-    Raises:
-        TypeError: for anything else.
+    """A rule from a rule, a function without arguments that makes one, or one for `stateless`; an
+    error for anything else.
     """
     if isinstance(rule, Rule):
         return rule

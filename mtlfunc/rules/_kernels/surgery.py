@@ -19,17 +19,14 @@ _jit = jit(fastmath={"contract"})
 def solve(
     gramian: Array, key: Array, orders: Array, targets: Array, eps: float, batch: int, threads: int
 ) -> tuple[Array, Array]:
-    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`); an array of batch length 1
-    is shared by all.
+    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`), by as many threads at most;
+    an array of batch length 1 is shared by all. Integers are int64, other numbers float64.
 
     Args:
-        gramian: float64 `[batch, T, T]`.
-        key: int64 `[batch]`, used where there are no `orders`.
-        orders: int64 `[batch, T, T]`; `[1, 0, 0]` is none.
-        targets: float64 `[batch, T, T]`; `[1, 0, 0]` for PCGrad.
+        gramian, targets: `[batch, T, T]`; targets are `[1, 0, 0]` for PCGrad.
+        key: `[batch]`, used where there are no `orders`.
+        orders: `[batch, T, T]`; `[1, 0, 0]` is none.
         eps: noise level of the Gramian's entries.
-        batch: how many problems there are.
-        threads: the most at work.
     """
     count = gramian.shape[-1]
     given = gramian, key, orders, targets, 8 * count * eps
