@@ -100,11 +100,8 @@ def answer_by(
     resolved = resolution(len(shortest), eps)
     noise = resolved * (root(gramian.diagonal()) @ shortest) ** 2
     reach = root(push @ gramian @ push)
-    stationary = (
-        (shortest @ gramian @ shortest <= noise)
-        & (reach <= (1 + resolved) * problem.radius)
-        & (problem.radius > 0)
-    )  # equal at c = 1 where v = 0
+    within = reach <= (1 + resolved) * problem.radius  # equal at c = 1 where v = 0
+    stationary = (shortest @ gramian @ shortest <= noise) & within & (problem.radius > 0)
     # keeps the branch not taken finite, derivatives too
     safe = torch.where(stationary, problem.preference, w)
     weights = torch.where(stationary, problem.preference + push, problem.recover(safe))

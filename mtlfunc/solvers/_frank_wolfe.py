@@ -63,11 +63,8 @@ def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
                 mean, share = w @ rates, (away * w).sum()
                 forward = mean - toward @ rates >= away @ rates - mean - tie
                 direction = torch.where(forward, direction, w - away)
-                limit = torch.where(
-                    forward,
-                    limit,
-                    torch.where(share < 1, share / (1 - share).where(share < 1, 1.0), torch.inf),
-                )
+                most = torch.where(share < 1, share / (1 - share).where(share < 1, 1.0), torch.inf)
+                limit = torch.where(forward, limit, most)
             elif step == "pairwise":
                 direction, limit = toward - away, (away * w).sum()
             w = scale_to_simplex(w + _length(problem, w, direction, limit, n, step) * direction)

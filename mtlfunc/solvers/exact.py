@@ -132,7 +132,7 @@ def kernel_at(gramian: Tensor) -> bool:
 def _kernel(
     gramian: Tensor, vector: Tensor | None, c: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    inputs, count = (gramian, vector, c), gramian.shape[-1]
+    inputs = (gramian, vector, c)
     single = [x is None or x.ndim == rank for x, rank in zip(inputs, _RANKS, strict=True)]
     if gramian.is_cpu and all(single):  # one problem: views in NumPy cost less than in torch
         found = _on_cpu([None if x is None else _array(x.detach())[None] for x in inputs], eps)
@@ -146,15 +146,12 @@ def _kernel(
     if on_gpu:
         from ._kernels.active_set_gpu import solve  # Triton is optional
 
-        report, support, info = solve(matrix, vector, c, eps)
+        found = solve(matrix, vector, c, eps)
     else:
-        found = _on_cpu([None if x is None else _array(x.cpu()) for x in (matrix, vector, c)], eps)
-        report, support, info = [torch.from_numpy(x).to(gramian.device) for x in found]
-    return (
-        report.reshape(*lead, 3 * count + 2),
-        support.reshape(*lead, 2, count),
-        info.reshape(*lead, 2),
-    )
+        arrays = [None if x is None else _array(x.cpu()) for x in (matrix, vector, c)]
+        found = [torch.from_numpy(x).to(gramian.device) for x in _on_cpu(arrays, eps)]
+    report, support, info = (x.reshape(*lead, *x.shape[1:]) for x in found)
+    return report, support, info
 
 
 def _runs(gramian: Tensor, lead: torch.Size) -> Tensor:

@@ -83,9 +83,8 @@ def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, T
     n = lengths(gramian)
     least = n.where(support, torch.inf).amin()
     e = torch.where(support, least / n, 0.0)
-    matrix = torch.where(
-        support[:, None] & support, gramian / (n[:, None] * n) + e[:, None] * e, 0.0
-    )
+    matrix = gramian / (n[:, None] * n) + e[:, None] * e
+    matrix = torch.where(support[:, None] & support, matrix, 0.0)
     right = torch.stack([e, torch.where(support, linear / n, 0.0)], -1)
     ridge = 4 * len(n) * torch.finfo(n.dtype).eps
     x, y = (_solve(matrix, support, right, ridge, 3) / n[:, None]).unbind(-1)

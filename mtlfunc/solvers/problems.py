@@ -79,9 +79,8 @@ class MinNorm(NamedTuple):
         for ever.
         """
         slope, curvature = direction @ self.gramian @ w, direction @ self.gramian @ direction
-        return torch.where(
-            curvature > 0, -slope / or_one(curvature), torch.where(slope < 0, torch.inf, 0.0)
-        )
+        straight = torch.where(slope < 0, torch.inf, 0.0)
+        return torch.where(curvature > 0, -slope / or_one(curvature), straight)
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw -
@@ -126,9 +125,8 @@ class CAGrad(NamedTuple):
         phi, centre = self.radius**2, -q1 / or_one(q2)
         height = (q0 - q1**2 / or_one(q2)).clamp_min(0)
         inside = phi * q2 > slope**2
-        step = centre - slope * root(height) / or_one(
-            root((q2 * (phi * q2 - slope**2)).where(inside, 1.0))
-        )
+        bend = or_one(root((q2 * (phi * q2 - slope**2)).where(inside, 1.0)))
+        step = centre - slope * root(height) / bend
         return torch.where(inside & (q2 > 0), step, torch.where(slope < 0, torch.inf, 0.0))
 
     def recover(self, w: Tensor) -> Tensor:
@@ -248,9 +246,8 @@ def cagrad(
     uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
     # a number is filled in where the Gramian is, not copied there
     c = c.to(gramian) if isinstance(c, Tensor) else gramian.new_full((), float(c))
-    return CAGrad(
-        gramian, c.where(c >= 0, float("nan")), normalized_preference(preference, uniform)
-    )
+    c = c.where(c >= 0, float("nan"))
+    return CAGrad(gramian, c, normalized_preference(preference, uniform))
 
 
 def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task"]) -> DualCone:

@@ -37,9 +37,8 @@ def _cagrad(problem: CAGrad) -> Tensor:
     # of the origin above the line through g₁ and g₂
     height = root((first * second - inner**2) / or_one(square))
     inside = (room > 0) & (square > 0)
-    x = (second - inner) / or_one(square) - slope * height / or_one(
-        root(square * room.where(inside, 1.0))
-    )
+    bend = or_one(root(square * room.where(inside, 1.0)))
+    x = (second - inner) / or_one(square) - slope * height / bend
     x = torch.where(inside, x.clamp(0, 1), torch.where(slope > 0, 0.0, 1.0))
     return torch.stack([x, 1 - x])
 
