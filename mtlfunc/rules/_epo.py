@@ -91,20 +91,14 @@ def epo(
 
         bound = torch.where(balance & falls.any(), torch.where(worst, 0.0, rates), 0.0)
         free = (balance & falls.any() & falls & ~worst) | ~present
-        rows = torch.cat(
-            [
-                torch.diag(present.to(r)),
-                torch.where(free[:, None], 0.0, c),
-                torch.where(balance | relaxed, 0.0, rates)[None],
-            ]
-        )
-        slack = noise * torch.cat(
-            [torch.zeros_like(r), c.abs().amax(-1), (c.abs() @ anchor.abs()).amax()[None]]
-        )
+        limited = torch.where(free[:, None], 0.0, c)
+        last = torch.where(balance | relaxed, 0.0, rates)[None]
+        rows = torch.cat([torch.diag(present.to(r)), limited, last])
+        size = (c.abs() @ anchor.abs()).amax()[None]
+        slack = noise * torch.cat([torch.zeros_like(r), c.abs().amax(-1), size])
         bounds = torch.cat([torch.zeros_like(r), bound, rates.amax().clamp_max(0)[None]]) - slack
-        alpha, feasible = _maximise(
-            torch.where(balance, rates, c.sum(-1)), rows, bounds, present, even, noise, solver
-        )
+        objective = torch.where(balance, rates, c.sum(-1))
+        alpha, feasible = _maximise(objective, rows, bounds, present, even, noise, solver)
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, bounded), ()
 
     reads = reading("gramian", "losses", preference=inverse_ray)
@@ -133,9 +127,8 @@ def _maximise(
     slope = slope / torch.where(size > least, size, or_one(objective.abs().amax()))
     along = project_flat(rows)
     start = SHARPNESS * slope
-    multipliers, feasible = least_distance(
-        along @ along.mT, bounds - rows @ even - along @ start, solver
-    )
+    missing = bounds - rows @ even - along @ start
+    multipliers, feasible = least_distance(along @ along.mT, missing, solver)
     alpha = (even + start + multipliers @ along).clamp_min(0)
     # a bound that pushes is met exactly
     alpha = torch.where(present & (multipliers[: len(even)] == 0), alpha, 0.0)

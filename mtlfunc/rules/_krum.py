@@ -75,6 +75,5 @@ def _select_lowest(score: Tensor, kept: int | Tensor) -> Tensor:
     place = torch.arange(len(score), device=score.device)
     last = torch.where(place == kept - 1, score.sort().values, 0.0).sum()
     sure, tied = (score < last).to(score), (score == last).to(score)
-    return (sure + tied * (kept - sure.sum()) / tied.sum().clamp_min(1)) / (
-        kept if isinstance(kept, int) else kept.clamp_min(1)
-    )
+    count = kept if isinstance(kept, int) else kept.clamp_min(1)
+    return (sure + tied * (kept - sure.sum()) / tied.sum().clamp_min(1)) / count

@@ -91,10 +91,8 @@ def pcd(
         mean = squares / or_one(1 - beta**seen)
         # of the two scales: with d in units of g_p, g_t·d >= τ·ratio·‖g_t‖² is due
         ratio = root(mean[primary] / or_one(mean)).to(gramian)
-
-        multipliers, _ = least_distance(
-            drop(drop(gramian).mT), drop(tau * ratio * square - gramian[primary]), solver
-        )
+        due = tau * ratio * square - gramian[primary]
+        multipliers, _ = least_distance(drop(drop(gramian).mT), drop(due), solver)
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
         rounding = length <= 64 * len(w) * precision(len(w), w.dtype) * magnitude

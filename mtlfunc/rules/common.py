@@ -64,9 +64,8 @@ def preference_of(
     It sums to 1, or is all zero where no row is present, in the dtype of `like` (of the losses if
     that is None).
     """
-    own = normalized_preference(
-        preference, geometry.preference.to(geometry.losses if like is None else like)
-    )
+    given = geometry.preference.to(geometry.losses if like is None else like)
+    own = normalized_preference(preference, given)
     if all_present(geometry.present):
         return own
     kept = own.where(geometry.present, 0.0)
