@@ -232,11 +232,8 @@ def _pieces(
         """`[rank, *, width]` of leaves `[*, *shape]`."""
         lead = leaf.shape[: max(leaf.ndim - len(shape), 0)]
         flat = leaf.expand((*lead, *shape)).reshape(*lead, -1)
-        return (
-            nn.functional.pad(flat, (0, -flat.shape[-1] % size))
-            .unflatten(-1, (size, -1))
-            .movedim(-2, 0)
-        )
+        padded = nn.functional.pad(flat, (0, -flat.shape[-1] % size))
+        return padded.unflatten(-1, (size, -1)).movedim(-2, 0)
 
     def back(grads: Params) -> Params:
         mine = torch.cat([grads[name] for name in shapes])

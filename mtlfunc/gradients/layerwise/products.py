@@ -101,11 +101,11 @@ def convolution(operand: Operand) -> Use:
 def _direct(operand: Operand) -> Use:
     node, x, shape = operand.node, operand.saved("input"), operand.shape
     space, groups = len(shape) - 2, node._saved_groups
-    stride, padding, dilation = _geometry(node, space)
+    geometry = _geometry(node, space)
     inner, a, o = math.prod(operand.out[2:]), math.prod(shape[1:]), shape[0] // groups
 
     def fixed() -> Tensor:
-        return _windows(x, groups, shape[2:], stride, padding, dilation)
+        return _windows(x, groups, shape[2:], *geometry)
 
     def varied(delta: Tensor) -> Tensor:
         return delta.reshape(*delta.shape[:2], groups, o, inner).permute(0, 1, 4, 2, 3)
@@ -117,16 +117,14 @@ def _direct(operand: Operand) -> Use:
 def _transposed(operand: Operand) -> Use:
     node, x, shape = operand.node, operand.saved("input"), operand.shape
     space, groups = len(shape) - 2, node._saved_groups
-    stride, padding, dilation = _geometry(node, space)
+    geometry = _geometry(node, space)
     inner, a, o = math.prod(x.shape[2:]), shape[0] // groups, math.prod(shape[1:])
 
     def fixed() -> Tensor:
         return x.reshape(len(x), groups, a, inner).permute(0, 3, 1, 2)
 
     def varied(delta: Tensor) -> Tensor:
-        windows = _windows(
-            delta.flatten(0, 1), groups, shape[2:], stride, padding, dilation, x.shape[2:]
-        )
+        windows = _windows(delta.flatten(0, 1), groups, shape[2:], *geometry, keep=x.shape[2:])
         return windows.unflatten(0, delta.shape[:2])
 
     def fold(rows: Tensor) -> Tensor:
@@ -138,9 +136,8 @@ def _transposed(operand: Operand) -> Use:
 
 def _geometry(node: Any, space: int) -> tuple[tuple[int, ...], ...]:
     """Stride, padding and dilation, a number an axis."""
-    found = [tuple(each) for each in (node._saved_stride, node._saved_padding)]
-    found.append(tuple(node._saved_dilation))
-    return tuple(each * space if len(each) == 1 else each for each in found)
+    saved = map(tuple, (node._saved_stride, node._saved_padding, node._saved_dilation))
+    return tuple(each * space if len(each) == 1 else each for each in saved)
 
 
 def channels(operand: Operand) -> Use:
