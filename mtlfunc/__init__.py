@@ -57,9 +57,8 @@ if not TYPE_CHECKING:  # a type checker would take every name for one that exist
     def __getattr__(name: str) -> Any:
         if name in _LATER:
             room = _LATER[name]
-            _extras.expect_installed(
-                *_NEEDS.get(room.partition(".")[0], ()), what=f"mtlfunc.{name}"
-            )
+            needs = _NEEDS.get(room.partition(".")[0], ())
+            _extras.expect_installed(*needs, what=f"mtlfunc.{name}")
             module = import_module(f"{__name__}.{room}")
             return globals().setdefault(name, getattr(module, name, module))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -172,9 +172,8 @@ class _Compiler:
             child, self.child = self.child, None
             said = child.communicate()[1]
             if child.returncode:
-                self.give_up(
-                    (said.strip().splitlines() or [f"it ended with {child.returncode}"])[-1]
-                )
+                lines = said.strip().splitlines() or [f"it ended with {child.returncode}"]
+                self.give_up(lines[-1])
         if time.monotonic() < self.next_look:
             return False
         return self.installed
