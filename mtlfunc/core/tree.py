@@ -122,14 +122,9 @@ def stack(modules: Sequence[nn.Module]) -> Params:
 def select(params: Params, which: Select, argument: str = "shared") -> tuple[str, ...]:
     """The names that are meant, at least one, in the order of `params`.
 
-    A tied parameter has its first name alone, as in `module.named_parameters()`. Errors call
-    `which` by the name of the `argument`.
-
-    Raises:
-        ValueError: if there are none; if one glob of several matches nothing; if a trainable
-            parameter of a module is not in `params`.
-        TypeError: for anything but a glob or a predicate on names, a module, a parameter, or
-            several of these.
+    A tied parameter has its first name alone, as in `module.named_parameters()`. An error, which
+    calls `which` by the name of the `argument`, if there are none, one glob of several matches
+    nothing, or a trainable parameter of a module is not in `params`.
     """
     if not params:
         raise ValueError(

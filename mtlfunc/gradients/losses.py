@@ -45,11 +45,7 @@ def parse_losses(
             whose first entry is not a 0-d tensor.
         what: gave the losses, in errors.
         tasks: those of the first step; () accepts any.
-        first: when that was, in errors.
-
-    Raises:
-        ValueError: unless the losses are a vector, or a tuple or dict of scalars, and of `tasks`.
-        TypeError: unless they are floating.
+        first: when that was, in errors: unless these are floating losses of `tasks`.
     """
     out, aux = out if is_pair(out) else (out, ())
     if isinstance(out, Tensor):
@@ -72,9 +68,8 @@ def parse_losses(
         found: Any = out.values() if names is not None else out
         several = tuple(found if names is not None or isinstance(found, tuple | list) else ())
         if tasks and several:
-            _check_tasks(
-                dict.fromkeys(names) if names else ((),) * len(several), tasks, what, first
-            )
+            given = dict.fromkeys(names) if names else ((),) * len(several)
+            _check_tasks(given, tasks, what, first)
             if names is not None and names != tuple(tasks):
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
         if not several or [x for x in several if not isinstance(x, Tensor) or x.ndim]:

@@ -272,9 +272,8 @@ class Deltas(NamedTuple):
     def squares(self, dtype: torch.dtype, *, biased: bool = False) -> Tensor:
         """The diagonal of `block` [sample·task], from each sample's own positions alone."""
         group, each = self.group, sum(map(positions, self.group.uses)) / self.samples
-        if not self.is_joined or (
-            not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
-        ):
+        cheaper = not biased and rows_are_cheaper(group, each, len(self.deltas[0]))
+        if cheaper or not self.is_joined:
             return self.rows(dtype).square().sum(1)
         x, y = self.by_position(dtype)
         if group.uses[0].kind == "lookup":
