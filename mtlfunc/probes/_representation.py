@@ -188,9 +188,8 @@ def _features(
 
 def _named(z: Any) -> dict[str, Tensor]:
     named = z if isinstance(z, dict) else {"": z}
-    if not named or not all(
-        isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in named.values()
-    ):
+    fits = [isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in named.values()]
+    if not named or not all(fits):
         raise TypeError(
             f"encode: expected a floating tensor or a dict of them, got {type(z).__name__}"
         )

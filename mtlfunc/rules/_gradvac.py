@@ -103,9 +103,8 @@ def vaccinate(
     sines = root((1 - goals) * (1 + goals))
     product, size = unit, (length > 0).to(gramian)  # row i: c_i·g_j; ‖c_i‖
     shares, cosines = [], []
-    for j, goal, sine, other in zip(
-        partners.unbind(-1), goals.unbind(-1), sines.unbind(-1), apart.unbind(-1), strict=True
-    ):
+    columns = [x.unbind(-1) for x in (partners, goals, sines, apart)]
+    for j, goal, sine, other in zip(*columns, strict=True):
         cosine = product.gather(-1, j[:, None])[:, 0] / or_one(size)
         seen = other & (size > 0)
         low = seen & (cosine < goal - noise * goal.abs()) & (sine > 0)

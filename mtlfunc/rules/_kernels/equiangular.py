@@ -13,12 +13,10 @@ _jit = jit()
 
 @_jit
 def solve(gramian: Array, cosines: Array, noise: float, unit: Array, answer: Array) -> bool:
-    """Fill `unit` with 1/‖g‖ and `answer` with C⁻¹ cosines, C the lower triangle's cosines.
-
-    Returns:
-        False, with nothing of use in `unit` and `answer`, unless all entries are finite and the
-        determinant excludes that an eigenvalue of C is `noise` or less. The smallest one is at
-        least det(C) ((T-1)/T)^(T-1) > det(C)/e, as the trace is T.
+    """Fill `unit` with 1/‖g‖ and `answer` with C⁻¹ cosines, C the lower triangle's cosines; False,
+    with nothing of use in these, unless all entries are finite and the determinant excludes that an
+    eigenvalue of C is `noise` or less. The smallest one is at least det(C) ((T-1)/T)^(T-1) >
+    det(C)/e, as the trace is T.
     """
     count, rest = len(gramian), 0.0
     for i in range(count):
