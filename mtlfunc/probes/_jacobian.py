@@ -115,24 +115,19 @@ def jacobian(
         edits = mask is not None
         found, metric = options.measure(run, batch, gramian=not edits, rows=edits, key=key)
         if mask is not None and key is not None:
-            found = found._replace(rows=_masked(mask, random.fold_in(key, 1), found.rows))
+            edited = mask(random.fold_in(key, 1), found.rows)
+            if not same_shapes(edited, found.rows):
+                raise ValueError(
+                    "mask: expected rows with the names and shapes of those given, "
+                    f"{ {name: list(row.shape) for name, row in found.rows.items()} }"
+                )
+            found = found._replace(rows=edited)
         return answer(found, metric), state
 
     return Probe(
         init, update, group, frozenset({"gramian"}), options.shared,
         weightings=None if mix else weightings is not None, mixes=mix is not None, metric=True,
     )  # fmt: skip
-
-
-def _masked(mask: EditRows, key: Tensor, rows: Rows) -> Rows:
-    """What `mask` answers, if it is rows as they were given."""
-    edited = mask(key, rows)
-    if not same_shapes(edited, rows):
-        raise ValueError(
-            "mask: expected rows with the names and shapes of those given, "
-            f"{ {name: list(row.shape) for name, row in rows.items()} }"
-        )
-    return edited
 
 
 @constructor
