@@ -58,11 +58,6 @@ class Backward:
         self.anyway: bool = depth() > 0 and self.graph.needs_recording
         self.asked: tuple[Place, ...] = self.graph.asked
 
-    @property
-    def batches(self) -> bool:
-        """Whether one batched pass is right, to be differentiated if it is recorded."""
-        return self.graph.batches(self.record)
-
     def at(self, use: Use, losses: Tensor) -> Target:
         """Where a node has its deltas."""
         return Target(use.edge, lambda: losses.new_zeros(use.shape, dtype=use.dtype))

@@ -46,7 +46,7 @@ class BySamples:
 
     def passed(self, names: Sequence[str], cotangents: Tensor, chunk: int | None = None) -> Rows:
         """Rows of leaves that also other nodes read, by one pass a cotangent."""
-        chunk = chunk if self.backward.batches else 1
+        chunk = chunk if self.backward.graph.batches(self.backward.record) else 1
         found = self.backward.each(cotangents, [*map(self.backward.leaf, names)], chunk)
         return dict(zip(names, found, strict=True))
 
@@ -148,7 +148,8 @@ def split(
     tasks, targets = losses.numel() // samples, [backward.at(use, losses) for use in plan.uses]
     eye = torch.eye(tasks, dtype=losses.dtype, device=losses.device)
     by_task = eye[:, None].expand(tasks, samples, tasks).reshape(tasks, *losses.shape)
-    deltas = backward.each(by_task, targets, None if backward.batches else 1)
+    chunk = None if backward.graph.batches(backward.record) else 1
+    deltas = backward.each(by_task, targets, chunk)
     return BySamples(backward, losses, plan, plan.groups(deltas, samples), dtype)
 
 

@@ -92,13 +92,13 @@ def forward_of(
     """
     vector, aux, inside = losses.vector, losses.aux, depth() > 0
     root = gradient_edge(vector) if vector.requires_grad else None
-    edges = None
+    edges, stack = None, vector.grad_fn
     if separable and losses.shape is None:  # not the samples of weightings
-        scalars = losses.scalars
-        if scalars is None:
-            edges = _stacked_edges(vector)
-        else:
-            edges = tuple([gradient_edge(x) if x.requires_grad else None for x in scalars])
+        if losses.scalars is not None:
+            edges = tuple([gradient_edge(x) if x.requires_grad else None for x in losses.scalars])
+        elif stack is not None and stack.name() == "StackBackward0":  # else computed as a whole
+            parts = stack.next_functions
+            edges = tuple([child and GradientEdge(child, index) for child, index in parts])
     places = places_of(leaves)
     graph = read_graph((root,) if edges is None else edges, places)
     outside = recorded is not None and recorded(graph)
@@ -111,14 +111,6 @@ def forward_of(
     return Forward(
         losses, vector, aux, params, places, root, edges, graph, recorded=outside, **facts
     )
-
-
-def _stacked_edges(losses: Tensor) -> tuple[GradientEdge | None, ...] | None:
-    """The places of losses that were stacked to a vector; None for one computed as a whole."""
-    node = losses.grad_fn
-    if node is None or node.name() != "StackBackward0":
-        return None
-    return tuple([child and GradientEdge(child, index) for child, index in node.next_functions])
 
 
 def places_of(leaves: Params) -> dict[str, Place]:

@@ -284,7 +284,9 @@ def _uses_of(
             raise Unread(f"{name} makes a tensor of another kind")
         if 0 in out.shape and facts.rule is not follow.piece:  # of no sample
             continue
-        if facts.rule in (follow.permutation, follow.view) or _is_copy(node):
+        # by the number 1 `torch.func.hessian` multiplies a linear layer's bias
+        copied = name == "MulBackward1" and node._saved_other == 1
+        if copied or facts.rule in (follow.permutation, follow.view):
             after = shape_of(node, 0)
             turned = facts.rule is follow.permutation
             order = tuple(follow.order_of(node, len(shape))) if turned else None
@@ -302,13 +304,6 @@ def _uses_of(
             if reader is None:
                 raise Unread(f"{name.removesuffix('0').removesuffix('Backward')} reads it")
             yield reader(Operand(part, shape, views, node, index, _unflattened(node, graph)))
-
-
-def _is_copy(node: Node) -> bool:
-    """Whether it multiplies by the number 1, as `torch.func.hessian` makes of a linear layer's
-    bias.
-    """
-    return node.name() == "MulBackward1" and node._saved_other == 1
 
 
 def _unflattened(node: Node, graph: Graph) -> Node:
