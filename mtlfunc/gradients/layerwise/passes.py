@@ -38,6 +38,7 @@ ones) and of small networks. Of one thread of a CPU, fitted to 98 pairs of steps
 width 16 to 1,024, convolutions with and without norms, a GRU and a ResNet-18, 2 to 64 losses, 4 to
 4,096 samples. The choice then costs 1.2 % more than the better one in the mean, 15 % at most; a
 batched pass always costs 17 % more and up to 2.6 times, single ones always 29 % and up to 4.2.
+Other devices wait for launches like the first.
 """
 
 MEMORY = 1.3
@@ -55,7 +56,7 @@ def prefers_one_pass(
         return False
     if forward_level() >= 0:  # torch's forward mode knows more operations in batched passes
         return True
-    costs, many = _device(device), lanes()
+    costs, many = DEVICES.get(device, DEVICES["cuda"]), lanes()
     alone, together, largest = rows * many * numel * costs.row, costs.start, 0
     for node, size in graph.outputs:
         slow = _is_slow(type(node).__name__)
@@ -74,14 +75,10 @@ def fits(extra: int, graph: Graph, rows: int, numel: int, device: str) -> bool:
     """Whether a step may hold `extra` numbers beyond those of single passes: the outputs of all
     nodes, leaves and rows. Arguments as in `prefers_one_pass`.
     """
-    if lanes() * extra <= _device(device).little:
+    if lanes() * extra <= DEVICES.get(device, DEVICES["cuda"]).little:
         return True
     held = sum([size for _, size in graph.outputs]) + (1 + rows) * numel
     return extra <= (MEMORY - 1.0) * held
-
-
-def _device(name: str) -> Device:
-    return DEVICES.get(name, DEVICES["cuda"])
 
 
 @lru_cache(512)
