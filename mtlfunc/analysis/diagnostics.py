@@ -209,8 +209,7 @@ def delta_m(
             "metrics, baselines and higher_is_better must have the same names, got "
             f"{sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
         )
-    zero = [name for name in baselines if baselines[name] == 0]
-    if zero:
+    if zero := [name for name in baselines if baselines[name] == 0]:
         raise ValueError(f"baselines: {zero[0]!r} is 0, so a relative change is undefined")
     change = {name: (x - baselines[name]) / abs(baselines[name]) for name, x in metrics.items()}
     worse = [-x if higher_is_better[name] else x for name, x in change.items()]

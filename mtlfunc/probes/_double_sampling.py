@@ -84,10 +84,9 @@ def double_sampling(
         first, second, stepped = found[0], found[1], stepped_on(found)
         losses = torch.stack([x.losses for x in stepped]).mean(0)
         extra = {"second_losses": second.losses}
-        one, other = first.rows, second.rows
-        gramian, carried = gramians(one, other, metric)
+        gramian, carried = gramians(first.rows, second.rows, metric)
         if carried is not None:
-            _, its = gramians(other, one, metric)
+            _, its = gramians(second.rows, first.rows, metric)
             assert its is not None
             extra["carried"] = 0.5 * (carried + its)
         geometry = Geometry(losses, gramian, first.preference, all_rows_mask(losses), extra)

@@ -159,8 +159,7 @@ def aggregate(
     if not values_readable(gramian):
         check_batch(gramian, "jacobian")
     elif not has_finite_sum(gramian):  # as of finite gradients that are not too long
-        bad = (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist()
-        if bad:
+        if bad := (~jacobian.isfinite()).any(-1).nonzero().flatten().tolist():
             raise ValueError(f"jacobian: NaN or infinite gradients of tasks {bad}")
         check_gramian(gramian)
     found = _weights(rule, gramian, None if losses is None else losses.double(), key)

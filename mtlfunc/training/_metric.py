@@ -53,8 +53,7 @@ def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> M
     """
     check_metric(optimizer)  # groups may have been added
     group_of = {id(x): group for group in optimizer.param_groups for x in group["params"]}
-    left = [name for name in names if id(params[name]) not in group_of]
-    if left:
+    if left := [name for name in names if id(params[name]) not in group_of]:
         raise ValueError(
             f"metric: the optimizer does not hold {', '.join(left)}, which the Gramian is "
             "measured over; pass the optimizer that steps on these, or narrow shared= to the "
@@ -85,8 +84,7 @@ def _parts(
     before = not state and form is not _sgd  # the first step, of which SGD's own form knows
     scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, state, weight)
     total = torch.zeros_like(weight) if rest is None else rest
-    decay = group["weight_decay"]
-    if decay:
+    if decay := group["weight_decay"]:
         decoupled = group.get("decoupled_weight_decay", False)
         shrunk = decay * (group["lr"] if decoupled else scale) * weight
         # where no gradient has been, P is 0 and the step's rates are not counted
