@@ -125,39 +125,6 @@ def test_taps_serve_all_leaves_but_those_listed(name):
 MLP = build("mlp")
 
 
-def _mlp_losses(params, batch, scale=1.0):
-    return functional_call(MLP.module, params, (batch[0] * scale,)).square()
-
-
-def _task_measure(scale, engine):
-    def tasks(params, batch):
-        return _mlp_losses(params, batch, scale).mean(0)
-
-    return mf.task_gramian(tasks, MLP.params, MLP.batch, engine=engine)[1].square().sum()
-
-
-def _sample_measure(scale, engine):
-    samples = partial(_mlp_losses, scale=scale)
-    return mf.sample_gramian(samples, MLP.params, MLP.batch, engine=engine)[1].square().sum()
-
-
-WAYS = SLOPES | {
-    "twice": lambda f, at: grad(grad(f))(at),
-    "lanes": lambda f, at: vmap(grad(f))(torch.stack([at, at / 2])),
-}
-
-
-@pytest.mark.parametrize("measure", [_task_measure, _sample_measure])
-@pytest.mark.parametrize("way", WAYS)
-def test_hypergradients_equal_those_through_rows(measure, way):
-    at = torch.tensor(1.3, dtype=F64)
-    got, expected = (
-        WAYS[way](partial(measure, engine=engine), at) for engine in ("layerwise", "rows")
-    )
-    torch.testing.assert_close(got, expected, rtol=1e-9, atol=0)
-    assert bool((got != 0).all())
-
-
 @pytest.mark.parametrize(
     "name", ["mlp", "convolutions", "transformer", "recurrent_cell", "tied_embedding"]
 )
@@ -176,24 +143,14 @@ def test_vmapped_over_parameters_equals_loop(name):
             agree(nested[i], alone, 1e-11)
 
 
-def test_a_vmap_inside_losses_fn_is_read_as_what_it_computes():
-    net = build("mlp")
-
-    def losses(params, batch):
-        return vmap(lambda x: functional_call(net.module, params, (x,)))(batch[0])
-
-    layers = mf.explain_gramian(losses, net.params, net.batch, samples=True).layers
-    assert not any(layer.op == "?" for layer in layers)
-    got, expected = (
-        mf.sample_gramian(losses, net.params, net.batch, engine=engine)[1]
-        for engine in ("layerwise", "rows")
-    )
-    agree(got, expected, 1e-12)
-
-
-def test_autocast_accumulates_in_single_precision():
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Tanh(), nn.LayerNorm(16), nn.GroupNorm(2, 16), nn.BatchNorm1d(16).eval()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_autocast_accumulates_in_single_precision(layer):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, TASKS))
+    net = nn.Sequential(nn.Linear(8, 16), layer, nn.Linear(16, TASKS))
     params, x = mf.parameters(net), torch.randn(7, 8)
 
     def losses(params, x, half=True):
@@ -208,9 +165,10 @@ def test_autocast_accumulates_in_single_precision():
         got = measure(f, params, x, engine="layerwise")[1]
         rows = measure(f, params, x, engine="rows")[1]
         exact = measure(partial(f, half=False), params, x, engine="rows")[1]
-        assert got.dtype == torch.float32
-        # one forward in bfloat16; the products of the engine are not rounded to it once more
-        most = 1.05 * float((rows - exact).norm())
+        assert got.dtype == rows.dtype == torch.float32
+        # one forward in bfloat16; the products of the engine are not rounded to it once more, and a
+        # norm's own are in another order
+        most = (1.05 if isinstance(layer, nn.Tanh) else 1.5) * float((rows - exact).norm())
         assert float((got - exact).norm()) <= most <= 0.05 * float(exact.norm())
 
 
@@ -243,7 +201,7 @@ def test_hypergradients_through_norms_equal_differences(kind, engine, measure, w
         scale = scale if scale.requires_grad else scale.clone().requires_grad_()
         return torch.autograd.grad(squared(scale), scale, create_graph=True)[0]
 
-    check_slope(squared, 1.3, "grad", "vmap", "grad(vmap)", "closure")
+    check_slope(squared, 1.3, *SLOPES)
     if kind == "layer":
         check_slope(grad(squared), 1.3, "grad")
         check_slope(recorded, 1.3, "closure")
