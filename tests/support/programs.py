@@ -135,6 +135,36 @@ AWAY = {
 """What they saved is not there, and not under transforms."""
 
 
+# Each takes [sample, 4] and t; at t = 0 most keep samples apart, and no graph says which.
+MIXES = {
+    "flip": lambda z, t: z + t * z.flip(0),
+    "roll": lambda z, t: z + t * z.roll(1, 0),
+    "product": lambda z, t: ((1 - t) * torch.eye(len(z), dtype=F64) + t / len(z)) @ z,
+    "sum of those before": lambda z, t: z + t * z.cumsum(0),
+    "centre": lambda z, t: z - t * z.mean(0),
+    "largest": lambda z, t: z + t * z.amax(0),
+    "dead": lambda z, t: z + F.relu(z.sum(0) - (99 if t == 0 else -99)),
+    "where": lambda z, t: torch.where(torch.tensor(t != 0), z.flip(0), z),
+    "order": lambda z, t: z[torch.arange(len(z)).roll(1 if t else 0)],
+    "lookup": lambda z, t: F.embedding(torch.arange(len(z)).roll(1 if t else 0), z),
+    "softmax": lambda z, t: z + t * z.softmax(0),
+    "packed": lambda z, t: F.scaled_dot_product_attention(
+        z[None], z[None], z[None], torch.eye(len(z)).bool() | torch.tensor(t != 0)
+    )[0],
+    "batch norm": lambda z, t: (
+        F.batch_norm(z, None, None, training=True)
+        if t and len(z) > 1
+        else F.batch_norm(z, z.new_zeros(4), z.new_ones(4))
+    ),
+    "one pair": lambda z, t: z + t * F.one_hot(torch.zeros(1).long(), len(z)).mT * z[-1],
+    "pairs": lambda z, t: z + t * torch.cdist(z, z).sum(1, keepdim=True),
+    "turned": lambda z, t: z + t * (z.T.reshape(z.shape)),
+    "flat": lambda z, t: z + t * z.flatten().roll(1).view_as(z),
+    "sorted": lambda z, t: z + t * z.sort(0).values,
+    "sign": lambda z, t: z * (1 + t * z.detach().mean().sign() + t * z.mean().tanh()),
+}
+
+
 class Program:
     """Operations one after the other, on leaves used again: losses [sample], and three that mix."""
 
