@@ -14,6 +14,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.balancers import untouched
+from tests.support.oracles import rows_by_name
 from tests.support.problems import F64, TrunkAndHeads
 from tests.support.registry import RULES
 
@@ -125,17 +126,16 @@ def test_a_rule_that_reads_what_is_not_measured_is_refused_in_a_balancers_words(
 def test_info_says_what_was_applied(make, here, reduction, net):
     """Weights of the losses in the step, and their falls, of every way to make one, by autograd."""
     leaves = dict(net.trunk.named_parameters(prefix="trunk"))
-    rows = [torch.autograd.grad(scalars(net(X), Y)[k], list(leaves.values())) for k in range(3)]
+    rows = rows_by_name(scalars(net(X), Y), leaves)
     present = {} if here is None else {"present": here}
 
     def check(info, grads):
-        for k, name in enumerate(leaves):
-            own = sum(w * row[k] for w, row in zip(info.weights, rows, strict=True))
+        for name, row in rows.items():
+            own = torch.tensordot(info.weights, row, 1)
             torch.testing.assert_close(grads[name], own, rtol=1e-9, atol=1e-13)
-        pairs = [zip(leaves, row, strict=True) for row in rows]
-        falls = [torch.stack([(grads[n] * g).sum() for n, g in each]).sum() for each in pairs]
+        falls = sum((grads[name] * row).flatten(1).sum(1) for name, row in rows.items())
         kept = torch.ones(3, dtype=torch.bool) if here is None else here
-        expected = torch.stack(falls).where(kept, 0.0)
+        expected = falls.where(kept, 0.0)
         torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)
 
     balancer = mf.Balancer(net, make(), "trunk.*", reduction=reduction)

@@ -19,6 +19,7 @@ from paper_repro.since import (
     scalarization,
     terms,
 )
+from tests.support.oracles import rows_of
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -73,13 +74,8 @@ def test_cosines_of_samples_and_halves_are_those_of_a_loop():
     params, data, _ = torch.func.vmap(conflict.drawn)(torch.arange(2))
     gramians = conflict.gramians(params, data)
     params, data, _ = conflict.drawn(torch.tensor(1))
-    rows = []
-    for n, task in itertools.product(range(conflict.TRAIN), range(2)):
-        leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
-        loss = common.sample_losses(leaves, data)[n, task]
-        grads = torch.autograd.grad(loss, [leaves["trunk.weight"], leaves["trunk.bias"]])
-        rows.append(torch.cat([g.flatten() for g in grads]))
-    matrix = torch.stack(rows)
+    trunk = [params[name].requires_grad_() for name in ("trunk.weight", "trunk.bias")]
+    matrix = rows_of(common.sample_losses(params, data).flatten(), trunk)
     torch.testing.assert_close(gramians[1], matrix @ matrix.T, rtol=1e-9, atol=1e-12)
     tasks = matrix.unflatten(0, (-1, 2)).mean(0)
     cosine = torch.nn.functional.cosine_similarity(*tasks, dim=0)
