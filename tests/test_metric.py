@@ -2,22 +2,22 @@
 
 import copy
 import itertools
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 
 import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._metric import metric_of
 from mtlfunc.types import Metric, Optimizer
 from tests.support.every import few
-from tests.support.oracles import F64, literal_metric, near
+from tests.support.oracles import F64, check_slope, literal_metric, near
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
 from tests.support.problems import scalars as losses_of
-from tests.support.registry import RULES
 
 # every parameter is shared in some tests, so that rates are those of the whole step
 pytestmark = pytest.mark.filterwarnings("ignore:shared. only one task depends")
@@ -230,17 +230,6 @@ def test_every_probe_measures_as_in_coordinates_where_the_metric_is_the_identity
         near(info.rates, known.gramian @ info.weights + carried)
 
 
-@pytest.mark.parametrize("name", [n for n in RULES if n not in ("safe",)])
-def test_every_rule_in_the_metric_is_the_rule_on_that_gramian(name):
-    rule = RULES[name].make()
-    probe = mf.jacobian("trunk.*")
-    step = mf.descend(losses_of, rule, probe, fixed(SCALE, CARRIED), metric=True)
-    plain = mf.balance(in_units, rule, probe)
-    _, info = step.update(step.init(PARAMS, BATCH, key=1), BATCH)
-    _, _, known = plain.update(UNITS, BATCH, plain.init(UNITS, BATCH, key=1))
-    near(info.weights, known.weights, 1e-6, 1e-8)
-
-
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("present", [None, torch.tensor([True, False, True])])
 def test_rates_are_the_falls_of_the_real_step(reduction, present):
@@ -258,9 +247,6 @@ def test_rates_are_the_falls_of_the_real_step(reduction, present):
             change = mf.diagnostics.predicted_change(losses_of, state.params, after.params, batch)
             kept = torch.ones(TASKS, dtype=torch.bool) if present is None else present
             near(info.rates, -change.predicted.where(kept, 0.0), 1e-8, 1e-10)
-            if present is None:
-                size = change.predicted.abs().amax()
-                assert (info.rates + change.predicted).abs().amax() < 1e-8 * size
             if rule.update.__qualname__.startswith("safe"):
                 assert info.rates.min() > -1e-9 * info.rates.abs().max()
             state = after
@@ -344,10 +330,7 @@ def test_derivative_by_the_learning_rate():
         return info.gramian.sum() + info.rates.sum()
 
     for steps in (1, 3):
-        at, h = torch.tensor(1e-2, dtype=F64), 1e-6
-        slope = grad(lambda rate, n=steps: first(rate, n))(at)
-        known = (first(at + h, steps) - first(at - h, steps)) / (2 * h)
-        assert slope.item() == pytest.approx(known.item(), rel=1e-5), steps
+        check_slope(partial(first, steps=steps), 1e-2, "grad", rtol=1e-5, h=1e-6)
 
 
 @pytest.mark.parametrize("rule", few([mf.mgda, mf.upgrad], lambda rule: rule is mf.mgda))

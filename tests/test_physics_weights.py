@@ -12,6 +12,7 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
+from tests.support.oracles import check_slope
 
 F64 = torch.float64
 FORMULAS = ("norms", "maximum_over_mean", "kernels")
@@ -122,9 +123,7 @@ def test_weights_under_vmap_and_grad(page, name):
         moved = {name: leaf * (1 + s * leaf.sin()) for name, leaf in every[0].items()}
         return formula(moved, 0.0, w[0])[1].log()  # where no weight is held constant
 
-    h = torch.tensor(1e-5, dtype=F64)  # errors of h² and of 1e-16/h
-    slope = (along(h) - along(-h)) / (2 * h)
-    torch.testing.assert_close(grad(along)(0 * h), slope, rtol=1e-5, atol=1e-8)
+    check_slope(along, 0.0, "grad", rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["relobralo", "softadapt", "normalized", "weighted"])
