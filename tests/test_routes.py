@@ -293,6 +293,7 @@ def rectified(width):
     [
         *((partial(rectified, 64), k, False, k == 64) for k in (2, 8, 16, 64)),
         *((partial(rectified, 512), k, False, True) for k in (2, 4, 8)),
+        (partial(rectified, 512), 2, True, False),
         # one pass over K, with attention and activations: .82; .80; .91; 1.08
         (weightings.CASES["gpt"].make, 2, True, True),
         *((weightings.CASES["convolutions"].make, k, True, k > 2) for k in (4, 3, 2)),

@@ -2,7 +2,6 @@
 
 import math
 from itertools import product
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from mtlfunc.training._balance import Reduction
 from tests.support.loops import trained
 from tests.support.losses import F64, SERIES, _generator, weights_of
 from tests.support.oracles import near
-from tests.support.problems import BATCH, PARAMS, SHARED, TASKS, flatten, opaque, scalars, vector
+from tests.support.problems import BATCH, PARAMS, SHARED, TASKS, flatten, scalars, vector
 
 
 def batches(count):
@@ -259,15 +258,6 @@ def test_second_evaluation_copies_the_batch_and_takes_any_tree_of_tensors():
     got, _ = step.update(state, buffer)
     assert torch.equal(got.balance.rule.logits, expected.balance.rule.logits)
     assert bool(got.balance.rule.logits.any())
-
-
-def test_second_evaluation_runs_one_more_forward():
-    counted = Mock(side_effect=opaque)
-    balance = mf.balance(counted, mf.famo(), mf.second_evaluation(mf.losses_only()))
-    state = balance.init(PARAMS, BATCH)
-    counted.reset_mock()
-    balance.update(PARAMS, BATCH, state)
-    assert counted.call_count == 2
 
 
 def test_famo_with_absent_tasks_is_famo_on_the_others():

@@ -353,25 +353,6 @@ def test_explanation_says_form_and_cost():
     assert few.passes == "one backward pass a task"
 
 
-def test_what_is_not_combined_has_no_price(monkeypatch):
-    """Two tasks: one pass for all is cheaper where the gradients are not combined afterwards."""
-    monkeypatch.setattr(plan, "GROUP", 1.6e7)
-    monkeypatch.setattr(plan, "BY_SAMPLE", 1.8)
-    widths = 64, 512, 512, 512, 8
-    pairs = enumerate(zip(widths[1:], widths, strict=False))
-    params = {f"w{i}": torch.randn(shape) for i, shape in pairs}
-
-    def losses(params, x):
-        for leaf in params.values():
-            x = torch.tanh(x @ leaf.mT)
-        return x.sum(1)
-
-    given = params, torch.randn(128, 64)
-    for combined, said in ((False, "1 backward pass(es)"), (True, "one backward pass a task")):
-        told = mf.explain_gramian(losses, *given, weightings=torch.rand(2, 128), combined=combined)
-        assert told.passes.startswith(said)
-
-
 def test_mixed_rows_are_made_without_those_of_samples(monkeypatch):
     """Of a dense layer with few positions, and of a table, whose rows have all its entries."""
 
