@@ -109,13 +109,6 @@ def test_compiled_numbers_only_for_what_can_be_read():
     assert torch.equal(traced(other), random.uniform(other, (3,)))  # the key was not burnt in
 
 
-def test_draws_leave_torchs_generator_alone():
-    before = torch.get_rng_state()
-    random.permutation(random.key(0), 5)
-    random.normal(random.key(0), (5,))
-    assert torch.equal(before, torch.get_rng_state())
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 def test_uniform_distribution(dtype):
     n = 100_000

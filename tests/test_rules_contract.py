@@ -11,7 +11,7 @@ from torch.func import vmap
 import mtlfunc as mf
 from mtlfunc import rules
 from mtlfunc.core.expect import expect_rule, rule_name
-from mtlfunc.rules.common import as_rule, may_read, required_arguments
+from mtlfunc.rules.common import as_rule, may_read
 from mtlfunc.types import GRAMIANS, Geometry
 from tests.support.families import jacobian
 from tests.support.problems import BATCH, F64, PARAMS, vector
@@ -62,12 +62,6 @@ UNCALLED = {
 def test_every_uncalled_rule_is_told_from_a_function(name):
     with pytest.raises(TypeError, match=rf"got the function {name} itself; call it, {name}\("):
         expect_rule(UNCALLED[name])
-
-
-def test_required_arguments():
-    assert required_arguments(lambda a, b, c=1: 0) == 2
-    assert required_arguments(lambda *a: 0) == 1
-    assert required_arguments(torch.nn.Identity()) == 1
 
 
 ODD = {

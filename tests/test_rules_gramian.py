@@ -14,7 +14,6 @@ from torch.func import grad, hessian, jacrev, jvp, vmap
 
 import mtlfunc as mf
 from mtlfunc import solvers
-from mtlfunc.core import linear
 from mtlfunc.rules import _spectral
 from mtlfunc.solvers.default import dual_cone_weights
 from mtlfunc.solvers.problems import or_one, resolution
@@ -509,11 +508,3 @@ def test_the_rotations_are_an_operator_of_torch(lead):
     matrix = gramian("gaussian", 3, 0).expand(*lead, 3, 3)
     checks = ("test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.mtlfunc.eigenvectors, (matrix,), test_utils=checks)
-
-
-@pytest.mark.parametrize("count", [1, 3, 20])
-def test_two_triangular_systems(count):
-    matrix = gramian("gaussian", count, 0)
-    right = torch.linspace(1, 2, 2 * count, dtype=F64).reshape(count, 2)
-    found = linear.solve_factored(right, torch.linalg.cholesky(matrix))
-    torch.testing.assert_close(found, torch.linalg.solve(matrix, right))

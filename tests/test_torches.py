@@ -100,17 +100,6 @@ def test_what_is_gone_is_listed(monkeypatch):
     assert internals.GONE == ["torch._C._no_such_name.inside"]
 
 
-@pytest.mark.parametrize("engine", ["auto", "rows", "layerwise"])
-def test_passes_by_autograd_grad_are_the_engine_s(engine, monkeypatch):
-    monkeypatch.setattr("mtlfunc.gradients.levels.autograd_engine", internals.ENGINE)
-    net = network()
-    params = mf.parameters(net)
-    assert same(mf.task_gradients(pure(net), params, X)[1].values(), rows_by_a_loop(net))
-    found = mf.task_gramian(pure(net), params, X, engine=engine)[1]
-    assert torch.allclose(found, gramian_of(net))
-    assert balanced(net)
-
-
 def test_a_graph_that_cannot_be_freed_stays(monkeypatch):
     monkeypatch.setattr("mtlfunc.gradients.run.undefined_grad", None)
     assert balanced(network())

@@ -128,12 +128,11 @@ def test_the_first_call_leaves_scipy_to_who_uses_it():
     assert python("-c", code).stdout.splitlines()[1:] == ["False", "1.0", "True"]
 
 
-@pytest.fixture
-def interpreted(monkeypatch):
+def interpret(patch):
     """All kernels as in a process that has no compiler."""
-    monkeypatch.setitem(compiling.COMPILER.__dict__, "installed", False)
+    patch.setitem(compiling.COMPILER.__dict__, "installed", False)
     for kernel in (active_set_cpu._range, surgery._range, equiangular.solve):
-        monkeypatch.setattr(kernel, "ready", None)
+        patch.setattr(kernel, "ready", None)
 
 
 PROBLEMS = {
@@ -155,17 +154,16 @@ def test_interpreted_answers_are_the_compiled_ones(name, monkeypatch):
         gramian = torch.from_numpy(rows @ rows.T * 10.0**power)
         compiled = PROBLEMS[name](gramian)
         with monkeypatch.context() as patch:
-            patch.setitem(compiling.COMPILER.__dict__, "installed", False)
-            for kernel in (active_set_cpu._range, surgery._range, equiangular.solve):
-                patch.setattr(kernel, "ready", None)
+            interpret(patch)
             answer = PROBLEMS[name](gramian)
         torch.testing.assert_close(answer, compiled, rtol=1e-9, atol=1e-11)
 
     check()
 
 
-def test_nothing_is_said_of_zeros_and_infinities(interpreted):
+def test_nothing_is_said_of_zeros_and_infinities(monkeypatch):
     """Warnings are errors here; the compiled form divides by zero in silence, too."""
+    interpret(monkeypatch)
     zero = torch.zeros(3, 3, dtype=torch.float64)
     for answer in PROBLEMS.values():
         answer(zero)
