@@ -163,20 +163,6 @@ def test_representation_refuses_a_checkpoint(where):
         step(mf.representation(encode, decode, shared="first.*"), losses, mf.parameters(net))
 
 
-def test_the_cure():
-    """A Balancer takes 200 steps as without checkpoints."""
-    plain, net = Net(kind="none"), Net()
-    for each in (plain, net):
-        balancer = mf.Balancer(each, mf.upgrad())
-        optimizer = torch.optim.SGD(each.parameters(), 0.05)
-        for _ in range(200):
-            optimizer.zero_grad()
-            balancer.backward(tuple(each(X).mean(0)))
-            optimizer.step()
-    for one, other in zip(plain.parameters(), net.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
-
-
 class Twice(nn.Module):
     """What has to be written out, where something after it may be differentiated again."""
 

@@ -12,11 +12,10 @@ import mtlfunc as mf
 from tests.support.labels import MASKS, given
 from tests.support.labels import labelled as vector
 from tests.support.loops import trained
-from tests.support.oracles import F64, check_slope, near, same
+from tests.support.oracles import check_slope, near, same
 from tests.support.problems import (
     BATCH,
     FORMS,
-    HEADS,
     PARAMS,
     SHARED,
     TASKS,
@@ -24,7 +23,6 @@ from tests.support.problems import (
     decode,
     encode,
     flatten,
-    literal_rows,
     net,
     nets,
     scalars,
@@ -112,28 +110,6 @@ def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
             if info.gramian.numel():
                 absent = info.gramian[..., ~mask, :], info.gramian[..., ~mask]
                 assert all(bool((x == 0).all()) for x in absent)
-
-
-@pytest.mark.parametrize("heads", ["plain", "own", "weighted"])
-def test_geometry_and_heads_are_those_of_the_present(heads):
-    """Against rows by a loop of autograd."""
-    probe = mf.jacobian(SHARED, present=given, heads=heads)
-    _, state = probe.init(mf.Run.of(vector, PARAMS), batch(SOME), mf.random.key(0))
-    measured, _ = probe.update(mf.Run.of(vector, PARAMS), batch(SOME), state)
-    losses, rows = literal_rows(PARAMS, BATCH, TRUNK)
-    rows = rows * SOME[:, None]
-    geometry = measured.geometry
-    near(geometry.losses, losses * SOME, 1e-12)
-    near(geometry.gramian, rows @ rows.T, 1e-11, 1e-15)
-    assert geometry.preference.tolist() == [0.5, 0.0, 0.5]
-    assert torch.equal(geometry.present, SOME)
-    # as they were, for the record
-    near(measured.losses, losses, 1e-12)
-    weights = torch.tensor([0.3, 0.0, 1.1], dtype=F64)
-    on_heads = {"plain": SOME / 2, "own": SOME, "weighted": weights}[heads].double()
-    grads = measured.combine(weights)
-    near(flatten(grads, HEADS), on_heads @ literal_rows(PARAMS, BATCH, HEADS)[1], 1e-11, 1e-15)
-    near(flatten(grads, TRUNK), weights @ rows, 1e-11, 1e-15)
 
 
 def rule_for(probe: str) -> mf.Rule:

@@ -109,15 +109,6 @@ def test_representation_of_a_dict():
     near(flatten(grads), flatten(expected), 1e-12, 1e-14)
 
 
-def test_scalar_parameters_have_rows():
-    def losses(params, batch):
-        return params["s"] ** 2, params["s"]  # the second loss is the leaf itself
-
-    step = mf.descend(losses, mf.mgda(), mf.jacobian(), mf.sgd(0.1))
-    _, info = step.update(step.init({"s": torch.tensor(0.5, dtype=torch.float64)}, ()), ())
-    near(info.gramian, torch.ones(2, 2, dtype=torch.float64))
-
-
 def test_autocast_around_a_step_is_refused_and_inside_works():
     params = {name: leaf.float() for name, leaf in PARAMS.items()}
     batch = tuple(x.float() for x in BATCH)
