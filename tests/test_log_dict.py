@@ -75,8 +75,9 @@ def test_names_are_those_of_the_losses():
     names = list(info.tasks)
     losses = {key: x for key, x in mf.log_dict(info).items() if key.startswith("loss/")}
     assert losses == {f"loss/{name}": info.tasks[name].item() for name in names}
-    found = mf.log_dict(step_info("vector", mf.mean(), mf.losses_only()))
-    assert set(found) == {f"{kind}/{task}" for kind in ("loss", "weight") for task in range(TASKS)}
+    numbered = {f"{kind}/{task}" for kind in ("loss", "weight") for task in range(TASKS)}
+    for form in ("vector", "tuple"):  # without names
+        assert set(mf.log_dict(step_info(form, mf.mean(), mf.losses_only()))) == numbered
     assert "cosine/a-c" in mf.log_dict(info, names=["a", "b", "c"])
 
 

