@@ -100,8 +100,11 @@ def test_what_is_gone_is_listed(monkeypatch):
     assert internals.GONE == ["torch._C._no_such_name.inside"]
 
 
-def test_a_graph_that_cannot_be_freed_stays(monkeypatch):
-    monkeypatch.setattr("mtlfunc.gradients.run.undefined_grad", None)
+@pytest.mark.parametrize(
+    ("name", "other"), [("levels.autograd_engine", internals.ENGINE), ("run.undefined_grad", None)]
+)
+def test_plain_passes_and_graphs_that_cannot_be_freed(name, other, monkeypatch):
+    monkeypatch.setattr(f"mtlfunc.gradients.{name}", other)
     assert balanced(network())
 
 
