@@ -217,11 +217,10 @@ def _swapped(params, x):
 
 
 def test_losses_that_mix_samples_are_refused():
-    mlp = build("mlp")
     for losses, said in ((_contrastive, "mm"), (_swapped, "index, of which nothing")):
         with pytest.raises(ValueError, match=f"samples mix in {said}"):
-            mf.sample_gramian(losses, mlp.params, mlp.batch[0])
-        found = mf.sample_gramian(losses, mlp.params, mlp.batch[0], engine="rows")[1]
+            mf.sample_gramian(losses, MLP.params, MLP.batch[0])
+        found = mf.sample_gramian(losses, MLP.params, MLP.batch[0], engine="rows")[1]
         assert found.isfinite().all()
 
 
@@ -427,9 +426,8 @@ def test_a_step_gives_the_same_gradient_by_every_engine(form, given, monkeypatch
 
 
 def test_watching_is_left_out_for_few_parameters(monkeypatch):
-    net = build("mlp")
     monkeypatch.setattr(forwards, "read_uses", None)
-    mf.task_gramian(net.tasks, net.params, net.batch)
+    mf.task_gramian(MLP.tasks, MLP.params, MLP.batch)
 
 
 def test_explanation_is_a_table_with_every_leaf():
@@ -447,10 +445,9 @@ def test_explanation_is_a_table_with_every_leaf():
 
 @pytest.mark.parametrize("tasks", [1, 2])
 def test_sample_noise_is_that_of_the_sample_gradients(tasks):
-    net = build("mlp")
-    _, rows = mf.sample_gradients(lambda p, b: net.tasks(p, b)[:tasks], net.params, net.batch)
+    _, rows = mf.sample_gradients(lambda p, b: MLP.tasks(p, b)[:tasks], MLP.params, MLP.batch)
     matrix = torch.cat([row.flatten(2) for row in rows.values()], 2)  # [sample, task, parameter]
-    _, gramian = mf.sample_gramian(lambda p, b: net.samples(p, b)[:, :tasks], net.params, net.batch)
+    _, gramian = mf.sample_gramian(lambda p, b: MLP.samples(p, b)[:, :tasks], MLP.params, MLP.batch)
     got = mf.diagnostics.sample_noise(gramian, tasks)
     same = torch.linspace(-1.7, 1.3, 7).repeat(5 * tasks, 1)
     same = same * torch.linspace(0.1, 1, 200)[:, None, None]
