@@ -133,7 +133,7 @@ def test_info_says_what_was_applied(make, here, reduction, net):
         for name, row in rows.items():
             own = torch.tensordot(info.weights, row, 1)
             torch.testing.assert_close(grads[name], own, rtol=1e-9, atol=1e-13)
-        falls = sum((grads[name] * row).flatten(1).sum(1) for name, row in rows.items())
+        falls = torch.stack([(grads[n] * row).flatten(1).sum(1) for n, row in rows.items()]).sum(0)
         kept = torch.ones(3, dtype=torch.bool) if here is None else here
         expected = falls.where(kept, 0.0)
         torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)

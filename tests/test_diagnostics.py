@@ -70,8 +70,7 @@ def test_curvature_equals_differences_of_the_gradient():
         near(diagnostics.curvature(softplus, {"x": x}, batch, lr=lr), expected, 1e-10)
     h = 1e-5
     central = g @ (gradient(x + h * g) - gradient(x - h * g)) / (2 * h)
-    for at in ({}, {"lr": 0.0}):
-        near(diagnostics.curvature(softplus, {"x": x}, batch, **at), central, 1e-7)
+    near(diagnostics.curvature(softplus, {"x": x}, batch), central, 1e-7)
 
 
 def test_forward_mode_through_weight_norm():
