@@ -122,9 +122,9 @@ def stack(modules: Sequence[nn.Module]) -> Params:
 def select(params: Params, which: Select, argument: str = "shared") -> tuple[str, ...]:
     """The names that are meant, at least one, in the order of `params`.
 
-    A tied parameter has its first name alone, as in `module.named_parameters()`. An error, which
-    calls `which` by the name of the `argument`, if there are none, one glob of several matches
-    nothing, or a trainable parameter of a module is not in `params`.
+    A tied parameter has its first name alone, as in `module.named_parameters()`. Raises an error,
+    with `which` called by the name of the `argument`, if there are none, one glob of several
+    matches nothing, or a trainable parameter of a module is not in `params`.
     """
     if not params:
         raise ValueError(

@@ -156,8 +156,8 @@ def split(
 def split_samples(
     forward: Forward, names: tuple[str, ...], gramian_dtype: torch.dtype | None
 ) -> BySamples:
-    """The pass for every sample and task; an error where the graph does not prove that samples
-    stay separate.
+    """The pass for every sample and task; raises an error where the graph does not prove that
+    samples stay separate.
     """
     names = tuple([name for name in names if name in forward.params])
     with enable_grad():

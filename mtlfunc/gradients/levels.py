@@ -109,8 +109,8 @@ def run_backward(
 ) -> Sequence[Tensor | None]:  # fmt: skip
     """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
     pass; complex derivatives, of leaves, as two real ones. `keep`: the graph. What is not recorded
-    requires no grad, though somebody's own backward may return a parameter. An error for a sparse
-    one, of which no products are made.
+    requires no grad, though somebody's own backward may return a parameter. Raises an error for a
+    sparse one, of which no products are made.
     """
     if not isinstance(cotangents, tuple):
         roots, cotangents = (roots,), (cotangents,)  # pyright: ignore

@@ -45,7 +45,7 @@ def parse_losses(
             whose first entry is not a 0-d tensor.
         what: gave the losses, in errors.
         tasks: those of the first step; () accepts any.
-        first: when that was, in errors: unless these are floating losses of `tasks`.
+        first: when that was, in errors. Raises one unless these are floating losses of `tasks`.
     """
     out, aux = out if is_pair(out) else (out, ())
     if isinstance(out, Tensor):
@@ -144,7 +144,7 @@ def parse_alone(out: Any) -> Losses:
 
 
 def parse_samples(out: Any) -> Losses:
-    """Losses `[sample]` or `[sample, task]`, floating; an error for others."""
+    """Losses `[sample]` or `[sample, task]`, floating; raises an error for others."""
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
         raise ValueError(
             "losses_fn: expected [sample] or [sample, task], none of them 0, got "
@@ -156,8 +156,8 @@ def parse_samples(out: Any) -> Losses:
 
 
 def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
-    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened; an error for
-    others.
+    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened; raises an
+    error for others.
     """
     aux: Any = ()
     if has_aux:
@@ -197,8 +197,8 @@ def expect_weightings(weightings: Any) -> Tensor:
 
 
 def flat_weightings(weightings: Tensor, losses: Losses, value: Tensor) -> Tensor:
-    """Weightings [task, entry] of these losses, flattened as they are; an error for another number
-    of samples, another dtype or device, or NaN.
+    """Weightings [task, entry] of these losses, flattened as they are; raises an error for another
+    number of samples, another dtype or device, or NaN.
     """
     shape = value.shape if losses.shape is None else losses.shape
     if weightings.shape[1:] != shape:

@@ -127,8 +127,8 @@ def run(
     parse: Callable[[Any], Losses] = parse_losses, separable: bool = True,
 ) -> Forward:  # fmt: skip
     """Call `losses_fn` once. `parse` makes losses of what it returned; stacked ones that are
-    `separable` may be differentiated one by one. An error under autocast, or for a `losses_fn` that
-    torch.func does not take.
+    `separable` may be differentiated one by one. Raises an error under autocast, or for a
+    `losses_fn` that torch.func does not take.
     """
     check_autocast(params)
     if isinstance(losses_fn, nn.Module) or not callable(losses_fn):

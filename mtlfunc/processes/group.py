@@ -67,7 +67,7 @@ def describe_params(params: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def check_group(group: Group) -> Any:
-    """The process group that is meant, None for None; an error for something else, a mesh of
+    """The process group that is meant, None for None; raises an error for something else, a mesh of
     several dimensions, or a group without this process.
     """
     if group is None:

@@ -110,7 +110,7 @@ class Shares(NamedTuple):
 
     def scale(self, losses: Tensor) -> Tensor | None:
         """What multiplies this process's losses `[task]`: its share, 0 without labels; None is 1.
-        An error for labels of another number of tasks.
+        Raises an error for labels of another number of tasks.
         """
         here = mask_of(self.here, len(losses))
         if self.union.size > 1:
@@ -182,8 +182,8 @@ class Shares(NamedTuple):
 
 
 def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
-    """The union over the processes of a group; of this one alone for None. An error for sharded
-    parameters or others than the group's backends take, and where processes cannot talk.
+    """The union over the processes of a group; of this one alone for None. Raises an error for
+    sharded parameters or others than the group's backends take, and where processes cannot talk.
     """
     refuse_shards(params)
     if group is None:
@@ -206,8 +206,8 @@ def union_of(group: Group, params: Mapping[str, Any]) -> Ranks:
 
 
 def mask_of(counts: Tensor | None, tasks: int | None = None) -> Tensor | None:
-    """Bool[task] from labels, or from numbers of them; None is all. An error for labels of another
-    number of `tasks`, where that is known.
+    """Bool[task] from labels, or from numbers of them; None is all. Raises an error for labels of
+    another number of `tasks`, where that is known.
     """
     if counts is not None and tasks not in (None, len(counts)):
         raise ValueError(f"present: expected one entry per task, {tasks}, got {len(counts)}")

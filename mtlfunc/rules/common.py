@@ -120,7 +120,7 @@ def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
 
 
 def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
-    """`weights`; an error where a row is absent, or NaN where that cannot be seen."""
+    """`weights`; raises an error where a row is absent, or NaN where that cannot be seen."""
     if all_present(geometry.present):
         return weights
     if values_readable(geometry.present) and not bool(geometry.present.all()):
@@ -172,8 +172,8 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
 
 def as_rule(rule: Any) -> Rule:
-    """A rule from a rule, a function without arguments that makes one, or one for `stateless`; an
-    error for anything else.
+    """A rule from a rule, a function without arguments that makes one, or one for `stateless`;
+    raises an error for anything else.
     """
     if isinstance(rule, Rule):
         return rule

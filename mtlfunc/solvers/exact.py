@@ -111,8 +111,8 @@ def _solve_on_face(problem: Problem, eps: float) -> Answer:
 
 
 def run(problem: Problem, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector; an
-    error for an indefinite matrix, where that can be seen.
+    """Report `[3T + 2]`, supports `[2, T]` and info `[2]` (see the kernel), for each vector; raises
+    an error for an indefinite matrix, where that can be seen.
     """
     answer = _active_set(*kernel_inputs(problem), eps)
     if values_readable(problem.gramian) and answer[2].flatten().tolist()[1] < 0:

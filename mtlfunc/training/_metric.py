@@ -48,8 +48,8 @@ def check_metric(optimizer: Any) -> None:
 
 
 def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> Metric:
-    """P and c over the leaves of these names, `{name: [*shape]}`; an error for one that is not the
-    optimizer's, or whose state has another shape.
+    """P and c over the leaves of these names, `{name: [*shape]}`; raises an error for one that is
+    not the optimizer's, or whose state has another shape.
     """
     check_metric(optimizer)  # groups may have been added
     group_of = {id(x): group for group in optimizer.param_groups for x in group["params"]}

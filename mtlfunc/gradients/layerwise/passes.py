@@ -48,7 +48,7 @@ MEMORY = 1.3
 def prefers_one_pass(
     graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
 ) -> bool:
-    """Whether T losses are better differentiated by one batched pass of so many rows, of leaves of
+    """Whether T losses are better differentiated by one batched pass of all `rows`, of leaves of
     `numel` entries, than each alone. `separate`: each is a root of the graph; else every node
     serves all rows.
     """

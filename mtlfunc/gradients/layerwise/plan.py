@@ -188,9 +188,9 @@ def looks(jacobian: Any, wanted: Wanted, rows: int) -> bool:
 
 
 def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Plan:
-    """The passes of a `TaskJacobian` of a `Forward`, `wanted` of so many rows: batched, in chunks,
-    in a loop, or each loss alone; and leaf by leaf the form of its Gramian. `record`: the passes
-    will be differentiated.
+    """The passes of a `TaskJacobian` of a `Forward` for what is `wanted` of its rows: batched, in
+    chunks, in a loop, or each loss alone; and leaf by leaf the form of its Gramian. `record`: the
+    passes will be differentiated.
     """
     forward, chunk, mixed = jacobian.forward, jacobian.chunk_size, jacobian.mix is not None
     graph, edges = forward.graph, forward.edges
@@ -262,7 +262,7 @@ def plan_layers(jacobian: Any, wanted: Wanted, rows: int, *, separate: bool) -> 
 
 def plan_samples(forward: Any, names: Sequence[str]) -> Plan:
     """Forms of the leaves in `names` for every sample and task of a `Forward`, by one pass whose
-    deltas are split; an error where the graph does not prove that samples stay separate.
+    deltas are split; raises an error where the graph does not prove that samples stay separate.
 
     Row by row are those that other nodes read, or whose nodes have no axis for the samples.
     """
