@@ -1,6 +1,7 @@
 """Kinds of command-line arguments that the experiments share."""
 
 import argparse
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -33,13 +34,20 @@ def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
 
 
 def workers(text: str) -> int | str:
-    """A number of processes >= 1, or the address of a Dask scheduler, as the `type` of an
-    argument.
+    """A number of processes >= 1, or the address of a Dask scheduler or the file that has it, as
+    the `type` of an argument.
     """
-    if "://" not in text:
+    if text.endswith(".json"):
+        try:
+            text = str(json.loads(Path(text).read_text(encoding="utf-8"))["address"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            why = f"expected what dask scheduler --scheduler-file wrote, got {text}: {error}"
+            raise argparse.ArgumentTypeError(why) from error
+    if text.isdecimal():
         return at_least(1)(text)
     if not re.fullmatch(r"(tcp|tls|ucx)://[^/]+:\d+", text):
-        raise argparse.ArgumentTypeError(f"expected tcp://HOST:PORT, got {text}")
+        wanted = "N >= 1, tcp://HOST:PORT or a scheduler file"
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text}")
     if find_spec("distributed") is None:
         raise argparse.ArgumentTypeError(
             'a scheduler takes the package distributed: pip install -e ".[cluster]"'

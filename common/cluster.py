@@ -1,5 +1,7 @@
 """An executor of the workers of a Dask scheduler, on whatever machines these are."""
 
+import asyncio
+import logging
 import os
 import pickle
 import threading
@@ -7,11 +9,13 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import Any
 
 import torch
 from distributed import Client, KilledWorker, get_worker
 from distributed.cfexecutor import ClientExecutor
+from distributed.comm import connect
 from tqdm import tqdm
 
 from . import sources
@@ -28,6 +32,7 @@ START = "start it in a checkout of this commit: PYTHONPATH=. dask worker ADDRESS
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 """What Dask sets so low that memory goes back to the system, and comes again, at every step."""
 _ONE = threading.Lock()
+logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # a lost scheduler is said below
 
 
 def about() -> str:
@@ -47,12 +52,13 @@ class Scheduler(ClientExecutor):
     LOST = KilledWorker
 
     def __init__(self, address: str, hear: Callable[[Any], object]) -> None:
-        """Raises DataError where no scheduler or no worker answers, and where a worker has other
+        """Raises DataError where no scheduler or no worker answers, and where one of them has other
         sources or another torch. `hear` gets what jobs say, in another thread.
         """
         try:
+            asyncio.run(_reach(address))
             client = Client(address, timeout=PATIENCE)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, TimeoutError, TypeError, ValueError) as error:
             raise DataError(f"--scheduler: nobody answers at {address}: {error}") from error
         super().__init__(client, pure=False)
         self.address, self.topic, self.looked = address, str(uuid.uuid4()), time.monotonic()
@@ -66,6 +72,12 @@ class Scheduler(ClientExecutor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         keyed = {sources.portable(path): digest for path, digest in sources.KEYED.items()}
         return super().submit(_perform, self.topic, about(), keyed, fn, *args)
+
+    @staticmethod
+    def why(error: Any) -> str:
+        """What a job did to its workers."""
+        count, last = error.allowed_failures + 1, error.last_worker.address
+        return f"it ended {count} worker{'s' * (count > 1)}, the last was {last}"
 
     def tick(self) -> None:
         """Say now and then that no worker is there."""
@@ -87,29 +99,52 @@ class Scheduler(ClientExecutor):
             ) from error
 
 
+async def _reach(address: str) -> None:
+    """Raises OSError or TimeoutError where no scheduler answers; a `Client` would wait for ever on
+    something else that listens there.
+    """
+    (await asyncio.wait_for(connect(address), PATIENCE)).abort()
+
+
+def _facts() -> tuple[str, str | None]:
+    """`about` of this process, and when Dask hands its memory back."""
+    return about(), os.getenv(TRIM)
+
+
 def _expect_alike(client: Client, address: str) -> None:
     """As `Scheduler` says."""
     try:
         client.wait_for_workers(1, timeout=WORKERS)
     except TimeoutError as error:
         raise DataError(f"--scheduler: {address} has no worker; {START}") from error
-    found = dict[str, Any]()
+    asked = Future[dict[str, Any]]()
 
     def ask() -> None:
-        every: Any = client.run(about, on_error="return")
-        found.update(every)
+        try:
+            every: Any = client.run(_facts, on_error="return")
+            with suppress(ImportError):  # else the scheduler reads no job
+                every = {"scheduler": client.run_on_scheduler(_facts)} | every
+            asked.set_result(every)
+        except Exception as error:  # as of a client that is closed
+            asked.set_exception(error)
 
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(WORKERS)
-    if not found:
-        raise DataError(f"--scheduler: a worker of {address} does not answer; stop it")
-    for worker, other in found.items():
-        if other != about():
-            how = f"lacks {other.name}" if isinstance(other, ImportError) else f"has {other}"
-            raise DataError(f"the worker {worker} {how}, here is {about()}; {START}")
-    trims: Any = client.run(os.getenv, TRIM)
-    if "65536" in trims.values():
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = asked.result(WORKERS)
+    except TimeoutError as error:
+        every = client.scheduler_info(n_workers=-1)["workers"]
+        silent = min(every, key=lambda name: every[name]["last_seen"])
+        raise DataError(f"--scheduler: the worker {silent} does not answer; stop it") from error
+    except (OSError, CancelledError) as error:
+        raise DataError(f"--scheduler: {address} is gone: {error}") from error
+    if "scheduler" not in found:
+        raise DataError(f"--scheduler: {address} lacks this checkout: start it with PYTHONPATH=.")
+    for name, facts in found.items():
+        if isinstance(facts, ImportError) or facts[0] != about():
+            how = f"lacks {facts.name}" if isinstance(facts, ImportError) else f"has {facts[0]}"
+            who = address if name == "scheduler" else f"the worker {name}"
+            raise DataError(f"{who} {how}, here is {about()}; {START}")
+    if "65536" in [limit for _, limit in found.values()]:
         tqdm.write(f"{address}: workers may take twice the time; {TRIM} is in docs/cluster.md")
 
 
@@ -133,5 +168,5 @@ def _perform(
             other = about() if about() != wanted else f"another {sources.unlike(at_work.digests)}"
             said = f"the worker {worker.address} has {other}, here is {wanted}; {START}"
             raise DataError(said) from error
-        except DataError as error:
+        except (DataError, OSError) as error:  # such as its full disk
             raise DataError(f"on the worker {worker.address}: {error}") from error

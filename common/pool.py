@@ -47,7 +47,7 @@ def perform_all(
             return
         left.remove(number)
         if isinstance(error := what.exception(), executor.LOST):
-            lost[number] = Died(str(error))
+            lost[number] = Died(executor.why(error))
             if died and not far:
                 died(jobs[number], lost.pop(number))
         else:

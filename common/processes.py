@@ -40,7 +40,7 @@ class Processes(ThreadPoolExecutor):
     along. Its own is begun again in a new process, `TRIES` times in all.
     """
 
-    LOST = Died
+    LOST, why = Died, str
 
     def __init__(self, workers: int, hear: Callable[[Any], object]) -> None:
         """`hear` gets what jobs say, in one of the threads."""
