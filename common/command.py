@@ -1,6 +1,7 @@
 """The command line that the studies share, and how they end."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -174,8 +175,8 @@ def finish(body: Callable[[], None], out: Path) -> int:
 
     Returns:
         the exit status: 0; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot be read or
-        a folder that another study holds; 1 for a full disk or a worker that died. Other errors
-        are raised.
+        a folder that another study holds; 1 for a full disk, a closed output or a worker that died.
+        Other errors are raised.
     """
 
     def say(what: str, status: int) -> int:
@@ -198,7 +199,7 @@ def finish(body: Callable[[], None], out: Path) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in (*FULL, errno.EPIPE):
             raise
         return say(f"stopped: {error.strerror}", 1)
     except Died as error:

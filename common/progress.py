@@ -1,10 +1,11 @@
 """How far a long job is: a bar on a terminal; elsewhere one line per minute with what is left."""
 
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -95,3 +96,12 @@ def duration(seconds: float) -> str:
     days, hours = divmod(hours, 24)
     parts = [f"{n} {unit}" for n, unit in ((days, "d"), (hours, "h"), (minutes, "min")) if n]
     return " ".join(parts[:2])
+
+
+def say(text: str, stream: TextIO, end: str = "\n") -> None:
+    """Print at once; words that no one reads any more, as behind `| head`, end nothing."""
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except OSError:
+        # its number leads elsewhere from here on: what waits in the stream would be tried again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from mtlfunc.core.files import write_whole
 
 from .cells import plain
 from .intervals import Estimate, verdicts
+from .progress import say
 from .study import Found
 
 
@@ -122,7 +124,7 @@ def report(
 ) -> None:
     """`write_report`, and the table on the terminal."""
     paths = write_report(folder, numbers, table, figures)
-    print(f"\n{table}\nwritten: {', '.join(map(str, paths))}", flush=True)
+    say(f"\n{table}\nwritten: {', '.join(map(str, paths))}", sys.stdout)
 
 
 def write_report(

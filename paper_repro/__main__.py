@@ -29,7 +29,7 @@ from common.arguments import at_least, device, workers
 from common.device import shown
 from common.files import DataError
 from common.machine import cores
-from common.progress import duration
+from common.progress import duration, say
 from common.remaining import Remaining
 from common.signals import Terminated, terminable, unbroken
 from mtlfunc.core.files import write_whole
@@ -38,7 +38,7 @@ from .claims import HERE, LEDGER, papers, reproductions
 from .report.cache import key
 from .report.commands import Catalogue, command
 from .report.compare import compare
-from .report.display import Display, say
+from .report.display import Display
 from .report.findings import QUICK, Settings
 from .report.options import meant
 from .report.page import page, title

@@ -13,11 +13,12 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from common.arguments import at_least
 from common.machine import threads
+from common.progress import say
 from common.shown import shown
 from common.signals import Terminated
 from mtlfunc.core.files import write_whole
 
-from .display import Display, caught, say
+from .display import Display, caught
 from .draws import redrawn
 from .figures import FORMS, panels_of
 from .findings import Figure, is_recorded

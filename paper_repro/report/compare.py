@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.progress import say
 from common.remaining import unit
 from mtlfunc.core.files import write_whole
-
-from .display import say
 
 ABOUT = """Compares the verdicts of a run with those that were kept of one of its size, row by row;
 numbers may differ in their last bits from one processor to another, and are shown, not compared."""

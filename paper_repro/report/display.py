@@ -5,29 +5,18 @@ at once stay readable and a log that is not a terminal gets whole lines and no c
 """
 
 import io
-import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from typing import TextIO
 
-from common.progress import duration
+from common.progress import duration, say
 from common.remaining import Remaining
 
 EVERY = {True: 0.5, False: 30.0}
 """Seconds between two looks at what is at work, on a terminal and elsewhere."""
-
-
-def say(text: str, stream: TextIO, end: str = "\n") -> None:
-    """Print at once; words that no one reads any more, as behind `| head`, end nothing."""
-    try:
-        print(text, end=end, file=stream, flush=True)
-    except OSError:
-        # its number leads elsewhere from here on: what waits in the stream would be tried again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class Display:
