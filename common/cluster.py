@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,13 +21,14 @@ from . import sources
 from .files import DataError
 from .jobs import at_work
 
-PATIENCE = 3.0
-"""Seconds in which a scheduler has to answer."""
+PATIENCE, GREETING = 3.0, 30.0
+"""Seconds in which somebody has to listen, and in which a scheduler, which may be busy, answers."""
 WORKERS = 60.0
 """Seconds in which its first worker has to come, in which all have to say what they are, and
 between two lines while none is there.
 """
-START = "start it in a checkout of this commit: PYTHONPATH=. dask worker ADDRESS --nthreads 1"
+CHECKOUT = "start it in a checkout of this commit: PYTHONPATH=. dask"
+START = f"{CHECKOUT} worker ADDRESS --nthreads 1"
 TRIM = "MALLOC_TRIM_THRESHOLD_"
 """What Dask sets so low that memory goes back to the system, and comes again, at every step."""
 _ONE = threading.Lock()
@@ -100,10 +100,13 @@ class Scheduler(ClientExecutor):
 
 
 async def _reach(address: str) -> None:
-    """Raises OSError or TimeoutError where no scheduler answers; a `Client` would wait for ever on
-    something else that listens there.
+    """Raises OSError where no scheduler answers; a `Client` would wait for ever on something else
+    that listens there.
     """
-    (await asyncio.wait_for(connect(address), PATIENCE)).abort()
+    try:
+        (await asyncio.wait_for(connect(address, timeout=PATIENCE), GREETING)).abort()
+    except TimeoutError as error:
+        raise OSError(f"what listens there is no scheduler, or busy for {GREETING:g} s") from error
 
 
 def _facts() -> tuple[str, str | None]:
@@ -117,35 +120,48 @@ def _expect_alike(client: Client, address: str) -> None:
         client.wait_for_workers(1, timeout=WORKERS)
     except TimeoutError as error:
         raise DataError(f"--scheduler: {address} has no worker; {START}") from error
-    asked = Future[dict[str, Any]]()
+    there, every = _asked(client, address)
+    told = [(f"the scheduler {address}", there, f"{CHECKOUT} scheduler")]
+    told += [(f"the worker {name}", facts, START) for name, facts in every.items()]
+    for who, facts, start in told:
+        if isinstance(facts, Exception):
+            lacks = isinstance(facts, ImportError)
+            how = f"lacks {facts.name}" if lacks else f"raises {facts!r}"
+        elif facts[0] != about():
+            how = f"has {facts[0]}"
+        else:
+            continue
+        raise DataError(f"{who} {how}, here is {about()}; {start}")
+    if "65536" in [limit for _, limit in every.values()]:
+        tqdm.write(f"{address}: workers may take twice the time; {TRIM} is in docs/cluster.md")
+
+
+def _asked(client: Client, address: str) -> tuple[Any, dict[str, Any]]:
+    """`_facts` of the scheduler and of its workers, by address, or the error that finding them
+    raised there. Raises DataError where one does not answer.
+    """
+    answer = Future[tuple[Any, dict[str, Any]]]()
 
     def ask() -> None:
         try:
             every: Any = client.run(_facts, on_error="return")
-            with suppress(ImportError):  # else the scheduler reads no job
-                every = {"scheduler": client.run_on_scheduler(_facts)} | every
-            asked.set_result(every)
+            try:
+                there: Any = client.run_on_scheduler(_facts)
+            except ImportError as error:
+                there = error
+            answer.set_result((there, every))
         except Exception as error:  # as of a client that is closed
-            asked.set_exception(error)
+            answer.set_exception(error)
 
     threading.Thread(target=ask, daemon=True).start()
     try:
-        found = asked.result(WORKERS)
+        return answer.result(WORKERS)
     except TimeoutError as error:
-        every = client.scheduler_info(n_workers=-1)["workers"]
-        silent = min(every, key=lambda name: every[name]["last_seen"])
+        known = client.scheduler_info(n_workers=-1)["workers"]
+        silent = min(known, key=lambda name: known[name]["last_seen"])
         raise DataError(f"--scheduler: the worker {silent} does not answer; stop it") from error
     except (OSError, CancelledError) as error:
         raise DataError(f"--scheduler: {address} is gone: {error}") from error
-    if "scheduler" not in found:
-        raise DataError(f"--scheduler: {address} lacks this checkout: start it with PYTHONPATH=.")
-    for name, facts in found.items():
-        if isinstance(facts, ImportError) or facts[0] != about():
-            how = f"lacks {facts.name}" if isinstance(facts, ImportError) else f"has {facts[0]}"
-            who = address if name == "scheduler" else f"the worker {name}"
-            raise DataError(f"{who} {how}, here is {about()}; {START}")
-    if "65536" in [limit for _, limit in found.values()]:
-        tqdm.write(f"{address}: workers may take twice the time; {TRIM} is in docs/cluster.md")
 
 
 def _perform(

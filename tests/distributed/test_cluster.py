@@ -131,7 +131,7 @@ def test_reproductions_find_what_one_process_finds(two, tmp_path, capsys):
     assert left_in(tmp_path / "1") == left_in(tmp_path / "t")
 
 
-def test_a_scheduler_that_is_lost_or_was_never_there():
+def test_a_scheduler_that_is_lost_or_was_never_there(monkeypatch):
     kept, lost = [], started(1)
     address = lost.scheduler_address
 
@@ -142,6 +142,7 @@ def test_a_scheduler_that_is_lost_or_was_never_there():
     with pytest.raises(DataError, match=f"{address} is gone: what is finished is kept"):
         run(address, slow, hear=heard)
     assert kept
+    monkeypatch.setattr(cluster, "GREETING", 3.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # no scheduler
         for dead in (address, f"tcp://127.0.0.1:{silent.getsockname()[1]}"):
             with pytest.raises(DataError, match=f"nobody answers at {dead}"):
