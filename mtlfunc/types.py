@@ -235,6 +235,7 @@ class BalanceInit(Protocol):
     def __call__(self, params: Params, batch: Batch, key: int | Tensor = 0) -> BalanceState: ...
 
 
+@runtime_checkable
 class BalanceUpdate(Protocol):
     """One gradient with the names and shapes of `params`, the next state and diagnostics."""
 

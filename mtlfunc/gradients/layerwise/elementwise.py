@@ -32,8 +32,7 @@ def broadcast(operand: Operand, op: str, summand: Summand) -> Use:
         moved = summand(delta).permute(0, *order)
         return moved.reshape(*moved.shape[: 1 + len(axes)], 1, 1, -1)
 
-    sizes = (1, 1, 1, math.prod(shape))
-    return operand.use(op, "local", axes, sizes, None, varied, operand.shaped)
+    return operand.use(op, "local", axes, (1, 1, 1, math.prod(shape)), None, varied, operand.shaped)
 
 
 def _same(delta: Tensor) -> Tensor:

@@ -108,8 +108,8 @@ def positions(use: Use) -> int:
 def costs(
     group: Group, rows: int, samples: int | None = None, weightings: int = 0
 ) -> dict[Form, float]:
-    """Floating-point operations of every form that this group has. `rows` counts tasks; or samples
-    × tasks, each over its own sample's positions, of which some `weightings` are mixed.
+    """Floating-point operations of every form that this group has. `rows` counts tasks; given
+    `samples` it counts samples × tasks, from which `weightings` rows are mixed.
     """
     width, tasks = group.numel, rows // (samples or 1)
     dot = 2.0 * rows * rows * width

@@ -83,7 +83,7 @@ def entry_layouts(
     """Where each call's output has what the entries of the losses' first axis depend on.
 
     Args:
-        graph, losses, uses: of the forward pass; [sample] or [sample, task]; the calls.
+        losses: [sample] or [sample, task]; the graph and the calls, `uses`, are of the same pass.
         samples: a flat vector of losses has that many equal runs, each of which is an entry.
         terms: a call may have some of the entries alone, one after the other.
 

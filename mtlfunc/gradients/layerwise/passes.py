@@ -38,7 +38,7 @@ ones) and of small networks. Of one thread of a CPU, fitted to 98 pairs of steps
 width 16 to 1,024, convolutions with and without norms, a GRU and a ResNet-18, 2 to 64 losses, 4 to
 4,096 samples. The choice then costs 1.2 % more than the better one in the mean, 15 % at most; a
 batched pass always costs 17 % more and up to 2.6 times, single ones always 29 % and up to 4.2.
-Other devices wait for launches like the first.
+Other devices wait for launches as the H100 does.
 """
 
 MEMORY = 1.3

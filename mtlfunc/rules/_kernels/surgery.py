@@ -19,8 +19,8 @@ _jit = jit(fastmath={"contract"})
 def solve(
     gramian: Array, key: Array, orders: Array, targets: Array, eps: float, batch: int, threads: int
 ) -> tuple[Array, Array]:
-    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`), by as many threads at most;
-    an array of batch length 1 is shared by all. Integers are int64, other numbers float64.
+    """Coefficients and cosines `[batch, T, T]` (see `surgery.surgery`), by at most `threads`; an
+    array of batch length 1 is shared by all. Integers are int64, other numbers float64.
 
     Args:
         gramian, targets: `[batch, T, T]`; targets are `[1, 0, 0]` for PCGrad.
