@@ -100,9 +100,7 @@ class Scheduler(ClientExecutor):
 
 
 async def _reach(address: str) -> None:
-    """Raises OSError where no scheduler answers; a `Client` would wait for ever on something else
-    that listens there.
-    """
+    """Raises OSError where no scheduler answers in time; a `Client` bounds a part of its wait."""
     try:
         (await asyncio.wait_for(connect(address, timeout=PATIENCE), GREETING)).abort()
     except TimeoutError as error:
