@@ -214,7 +214,7 @@ def kind_of(name: str) -> Kind:
         leaves = tree_leaves(operation.call(*inputs))
     total = torch.stack([(x * x.conj()).real.sum() for x in leaves]).sum()
     edge = get_gradient_edge(total)
-    graph = read_graph((edge,), places_of({str(i): x for i, x in enumerate(inputs)}))
+    graph = read_graph((edge,), places_of({str(i): x for i, x in enumerate(inputs)}, False))
     passes = graph.can_batch, graph.can_batch_twice, graph.needs_recording
     waiting, nodes = [edge.node], set()
     while waiting:

@@ -11,7 +11,7 @@ from torch.func import grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mtlfunc as mf
-from mtlfunc.core.checks import lanes
+from mtlfunc.core.transforms import lanes
 from mtlfunc.gradients import backward
 from tests.support.oracles import F64, literal, near, rows_of
 

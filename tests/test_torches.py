@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
 from mtlfunc.core import hooks, internals
-from mtlfunc.core.checks import all_present
+from mtlfunc.core.transforms import all_present
 from mtlfunc.gradients import safe_ops
 from mtlfunc.gradients.layerwise import nodes, uses
 from mtlfunc.types import Params
@@ -28,7 +28,6 @@ from tests.support.oracles import F64, rows_by_name, rows_of
 def no_answer_about_hooks(monkeypatch):
     """Torch before 2.10."""
     monkeypatch.setattr(hooks, "tells_hooks", False)
-    monkeypatch.setattr("mtlfunc.gradients.layerwise.graph.tells_hooks", False)
     monkeypatch.setattr("mtlfunc.gradients.layerwise.graph.hooks.is_hooked", lambda _: False)
     monkeypatch.setattr("mtlfunc.gradients.layerwise.uses.is_hooked", lambda _: False)
 
@@ -101,10 +100,10 @@ def test_what_is_gone_is_listed(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "other"), [("levels.autograd_engine", internals.ENGINE), ("run.undefined_grad", None)]
+    "name", ["layerwise.graph.internals.autograd_engine", "backward.undefined_grad"]
 )
-def test_plain_passes_and_graphs_that_cannot_be_freed(name, other, monkeypatch):
-    monkeypatch.setattr(f"mtlfunc.gradients.{name}", other)
+def test_plain_passes_and_graphs_that_cannot_be_freed(name, monkeypatch):
+    monkeypatch.setattr(f"mtlfunc.gradients.{name}", internals.ENGINE if "engine" in name else None)
     assert balanced(network())
 
 

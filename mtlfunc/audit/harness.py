@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from ..core import random
-from ..core.checks import inside_transform
 from ..core.internals import tree_flatten, tree_leaves, tree_map
+from ..core.transforms import inside_transform
 from ..rules.common import may_read
 from ..testing.integers import integers, pick, widened
 from ..testing.judge import Invalid, attempt, quiet

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..core.checks import inside_transform
+from ..core.transforms import inside_transform
 from ..solvers.problems import or_one
 from .harness import EVERY, Weigh
 from .instances import independent, stationary, wave

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import inside_transform
+from .transforms import inside_transform
 
 _LIBRARY = torch.library.Library("mtlfunc", "DEF")
 

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .checks import check_dtype, is_readable
+from .checks import check_dtype
+from .transforms import is_readable
 
 __all__ = ["draw", "fold_in", "key", "normal", "permutation", "stream", "uniform"]
 __dir__: Any = __all__.copy  # for completion: public names alone

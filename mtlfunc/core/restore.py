@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import tensors_of
 from .internals import TorchDispatchMode, hooks_of_all_modules, memory
+from .transforms import tensors_of
 
 
 @contextmanager

@@ -14,10 +14,6 @@ def allow_loading(package: str) -> None:
     They are named tuples of tensors called `…State` or `…Sums`; making one runs no code of a file.
     """
     modules = [module for name, module in list(sys.modules.items()) if name.startswith(package)]
-    states = {
-        kind
-        for module in modules
-        for name, kind in vars(module).items()
-        if name.endswith(("State", "Sums")) and hasattr(kind, "_fields")
-    }
+    named = [x for module in modules for x in vars(module).items()]
+    states = {x for name, x in named if name.endswith(("State", "Sums")) and hasattr(x, "_fields")}
     torch.serialization.add_safe_globals([Geometry, Info, Solution, Stream, *states])

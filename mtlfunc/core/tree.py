@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Metric, Params, Rows, Select
-from .checks import constant_when_compiled, depth, same_storage
 from .internals import forward_level
+from .transforms import constant_when_compiled, depth, same_storage
 from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[frozenset[str], str]] = WeakIdKeyDictionary()

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 from torch.func import vmap
 
-from ..core.checks import depth
+from ..core.hooks import has_saved_hooks
+from ..core.internals import Trust, undefined_grad
 from ..types import Params
-from .layerwise.graph import Graph, Place
+from .layerwise.graph import Graph, Place, run_backward
 from .layerwise.uses import Use
-from .levels import run_backward
 from .run import Forward
 from .safe_ops import is_batching_error
 
@@ -42,6 +42,7 @@ class Backward:
 
     forward: InitVar[Forward]  # of which it keeps places, and no loss
     record: bool  # whether something outside may differentiate the passes
+    inside: bool  # a transform
     left_out: frozenset[int] = frozenset()  # separate losses that no pass may enter: may be NaN
     keep: bool = True  # the graph, for another pass
 
@@ -55,7 +56,7 @@ class Backward:
         self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out
         if edges is not None and self.left_out:
             self.some = tuple([None if t in self.left_out else e for t, e in enumerate(edges)])
-        self.anyway: bool = depth() > 0 and self.graph.needs_recording
+        self.anyway: bool = self.inside and self.graph.needs_recording
         self.asked: tuple[Place, ...] = self.graph.asked
 
     def at(self, use: Use, losses: Tensor) -> Target:
@@ -105,7 +106,7 @@ class Backward:
             return [x[None] for x in self(self.root, cotangents[0], targets)]
         if chunk_size == 1:
             passes = (self(self.root, cotangent, targets) for cotangent in cotangents)
-            return stacked(passes, len(cotangents), written=not (self.record or depth()))
+            return stacked(passes, len(cotangents), written=not (self.record or self.inside))
         try:
             several = vmap(lambda v: tuple(self(self.root, v, targets)), chunk_size=chunk_size)
             return list(several(cotangents))
@@ -159,3 +160,33 @@ def stacked(
             for row in rows:
                 row[i] = answers.pop(0)
     return rows or [x[0][None] if count == 1 else torch.stack(x) for x in zip(*found, strict=True)]
+
+
+def release(forwards: Sequence[Forward]) -> None:
+    """Free the graphs of these losses, if all may be freed, as their last pass without
+    `retain_graph` would.
+
+    The nodes are visited with undefined gradients, for which they compute nothing, and once, since
+    forwards may have some in common. A backward of somebody's own would be run on zeros, and a
+    checkpointed part of the forward pass once more: such a graph stays until the losses are
+    dropped.
+    """
+    if False in [x.frees for x in forwards]:  # they may have parts in common
+        return
+    freed = [
+        x
+        for x in forwards
+        if not (x.root is None or x.graph.has_custom_backward)
+        and not has_saved_hooks(x.graph.following)
+    ]
+    if freed and undefined_grad is not None and Trust.private:
+        vectors = [forward.losses.vector for forward in freed]
+        nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
+        every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
+        # one may have been frozen since
+        places = tuple([x for x in every.values() if x.requires_grad])
+        try:
+            run_backward(nothing, nothing.detach(), places, keep=False)
+        except RuntimeError as error:
+            if "second time" not in str(error):  # a pass has freed it on its way
+                raise

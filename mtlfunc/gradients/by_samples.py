@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.checks import depth, enable_grad
+from ..core.transforms import depth, enable_grad
 from ..core.tree import HALF, dot, inner_products
 from ..types import Params, Rows
 from .backward import Backward, recording, wide_of
@@ -161,9 +161,10 @@ def split_samples(
     """
     names = tuple([name for name in names if name in forward.params])
     with enable_grad():
-        plan = Plan(rows=names, chunk=ROWS_AT_ONCE if depth() else 1)
+        inside = depth() > 0
+        plan = Plan(rows=names, chunk=ROWS_AT_ONCE if inside else 1)
         plan = plan if forward.hooked else plan_samples(forward, names)
-        backward = Backward(forward, forward.recorded)
+        backward = Backward(forward, forward.recorded, inside)
         return split(backward, forward.value, forward.samples[0], plan, gramian_dtype)
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import depth
 from ..core.tree import dot, inner_products
 from ..types import Params, Rows
 from .backward import SMALL, Backward, recording, stacked, wide_of
@@ -62,7 +61,7 @@ class ByTasks:
         places, count = tuple(places), len(uses) + len(names)
         edges = backward.some or backward.edges or ()
         one, nowhere = self.value.new_ones(()), [None] * len(places)
-        final = not (backward.record or depth())  # nothing differentiates what is made
+        final = not (backward.record or backward.inside)  # nothing differentiates what is made
         plain = views and final and self._is_plain(leaves)
         width = sum(map(Tensor.numel, leaves)) if plain else 0
         matrix = leaves[0].new_empty(len(edges), width) if len(edges) * width > SMALL else None

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_dtype, check_option, check_params, enable_grad
+from ..core.checks import check_dtype, check_option, check_params
+from ..core.transforms import enable_grad
 from ..core.tree import dot, real_of, root, select
 from ..types import Batch, LossesFn, Params, Rows, Select
 from .by_samples import BySamples, gramian_of_samples, split_samples, squares_of_samples

@@ -7,22 +7,19 @@ where a transform is active, the compiler traces, or inference mode forbids plai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.func import vjp
 
-from ..core.checks import enable_grad, gradient_edge, inside_transform
-from ..core.internals import ENGINE, Trust, autograd_engine, forward_level, tree_leaves
+from ..core.internals import forward_level, tree_leaves
 from ..core.restore import WritesUndone, assignments_undone
-from ..core.tree import as_real
+from ..core.transforms import enable_grad, inside_transform
 from ..core.wrappers import refuse_wrapped_calls
 from ..types import Params
-from .layerwise.graph import Place
-from .layerwise.uses import Node
+from .layerwise.graph import run_backward
 from .safe_ops import SafeOps
 
 Forward = Callable[[Params], tuple[Any, Any]]  # of values that are differentiated, and aux
@@ -101,58 +98,6 @@ def _plain(f: Forward, params: Params) -> Pulled:
         return ({name: torch.zeros_like(params[name]) if x is None else x for name, x in found},)
 
     return out, pull, aux
-
-
-def run_backward(
-    roots: Place | tuple[Place, ...], cotangents: Tensor | tuple[Tensor, ...],
-    places: tuple[Place, ...], *, keep: bool = True, record: bool = False,
-) -> Sequence[Tensor | None]:  # fmt: skip
-    """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
-    pass; complex derivatives, of leaves, as two real ones. `keep`: the graph. What is not recorded
-    requires no grad, though somebody's own backward may return a parameter. Raises an error for a
-    sparse one, of which no products are made.
-    """
-    if not isinstance(cotangents, tuple):
-        roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
-    if not (places and cotangents):  # without places autograd would add to .grad
-        return (None,) * len(places)
-    grads = (autograd_engine if Trust.private else ENGINE).run_backward(
-        roots, cotangents, keep, record, places, True, accumulate_grad=False
-    )
-    found = [*grads]
-    for i, x in enumerate(grads):
-        if x is not None and x.is_sparse:
-            raise RuntimeError(
-                f"a parameter of shape {list(x.shape)} has sparse gradients, of which no rows are "
-                "stacked and no products made, nor sums where it is not shared: make its "
-                "embedding with sparse=False"
-            )
-        if x is not None and (x.is_complex() or (x.requires_grad and not record)):
-            found[i] = as_real(x if record else x.detach())
-    return found
-
-
-class Strangers:
-    """Tensors that require grad and enter what a pass on plain `leaves` computed."""
-
-    def __init__(self, leaves: Params) -> None:
-        self.seen: set[Node] = {leaf.grad_fn for leaf in leaves.values() if leaf.grad_fn}
-        self.own: set[int] = set(map(id, leaves.values()))
-        self.found: list[Tensor] = []
-
-    def enter(self, values: Iterable[Tensor]) -> bool:
-        """Whether any has been found, in the graph of these values or of those before."""
-        todo = [gradient_edge(x).node for x in values if x.requires_grad]
-        while todo:
-            node = todo.pop()
-            if node not in self.seen:
-                self.seen.add(node)
-                variable = getattr(node, "variable", None)
-                if variable is None:
-                    todo.extend(child for child, _ in node.next_functions if child is not None)
-                elif id(variable) not in self.own:
-                    self.found.append(variable)
-        return bool(self.found)
 
 
 def without_trace(params: Params) -> AbstractContextManager[Any]:

@@ -11,16 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..core.checks import (
-    all_rows_mask,
     check_autocast,
     check_count,
     check_dtype,
     check_option,
     check_params,
     check_tensor,
-    enable_grad,
-    is_differentiated,
 )
+from ..core.transforms import all_rows_mask, depth, enable_grad, is_differentiated
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select
@@ -360,7 +358,7 @@ class TaskJacobian:
             return ByPullback(forward, wanted.columns, self.mix, self.scale, self.chunk_size)
         record = forward.recorded or is_differentiated((self.mix, self.scale))
         left_out = self.left_out if forward.losses.scalars else frozenset[int]()
-        backward = Backward(forward, record, left_out)
+        backward = Backward(forward, record, depth() > 0, left_out)
         if self.weightings and (plan := plan_weightings(self, wanted)) is not None:
             # of its deltas and the plan's inputs all is made: no pass follows
             backward.keep = bool(not forward.frees or plan.rows or record or forward.samples[1:])

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..core.checks import (
-    check_autocast,
-    depth,
-    gradient_edge,
-    has_innermost_derivative,
-    innermost_tensor,
-    is_differentiated,
-)
+from ..core.checks import check_autocast
 from ..core.expect import expect_losses_fn
-from ..core.hooks import Handles, has_checkpoint, has_saved_hooks
-from ..core.internals import Trust, tree_map, undefined_grad
+from ..core.hooks import Handles, has_checkpoint
+from ..core.internals import DisableTorchFunctionSubclass, tree_map
+from ..core.transforms import depth, has_innermost_derivative, innermost_tensor, is_differentiated
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
-from .layerwise.uses import PLAIN
-from .levels import CHECKPOINTING, Strangers, explained_vjp, run_backward, without_trace
+from .layerwise.uses import PLAIN, Node
+from .levels import CHECKPOINTING, explained_vjp, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, FREQUENCIES, WRITTEN, SafeOps
 
@@ -99,7 +93,7 @@ def forward_of(
         elif stack is not None and stack.name() == "StackBackward0":  # else computed as a whole
             parts = stack.next_functions
             edges = tuple([child and GradientEdge(child, index) for child, index in parts])
-    places = places_of(leaves)
+    places = places_of(leaves, inside)
     graph = read_graph((root,) if edges is None else edges, places)
     outside = recorded is not None and recorded(graph)
     if not (outside or inside):
@@ -113,9 +107,17 @@ def forward_of(
     )
 
 
-def places_of(leaves: Params) -> dict[str, Place]:
-    """Where autograd finds the leaves: a plain one is a place itself."""
-    plain = PLAIN if not depth() else ()
+def gradient_edge(x: Tensor) -> GradientEdge:
+    """The place of `x` in the graph. Asked in a subclass's own way torch gives that of a view."""
+    if type(x) is Tensor and x.grad_fn is not None:
+        return GradientEdge(x.grad_fn, x.output_nr)
+    with DisableTorchFunctionSubclass():
+        return get_gradient_edge(x)
+
+
+def places_of(leaves: Params, inside: bool) -> dict[str, Place]:
+    """Where autograd finds the leaves: not `inside` a transform a plain one is a place itself."""
+    plain = () if inside else PLAIN
     return {
         name: leaf if type(leaf) in plain and leaf.is_leaf else gradient_edge(leaf)
         for name, leaf in leaves.items()
@@ -194,36 +196,6 @@ NO_GRAPH = (
 )
 
 
-def release(forwards: Sequence[Forward]) -> None:
-    """Free the graphs of these losses, if all may be freed, as their last pass without
-    `retain_graph` would.
-
-    The nodes are visited with undefined gradients, for which they compute nothing, and once, since
-    forwards may have some in common. A backward of somebody's own would be run on zeros, and a
-    checkpointed part of the forward pass once more: such a graph stays until the losses are
-    dropped.
-    """
-    if False in [x.frees for x in forwards]:  # they may have parts in common
-        return
-    freed = [
-        x
-        for x in forwards
-        if not (x.root is None or x.graph.has_custom_backward)
-        and not has_saved_hooks(x.graph.following)
-    ]
-    if freed and undefined_grad is not None and Trust.private:
-        vectors = [forward.losses.vector for forward in freed]
-        nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
-        # one may have been frozen since
-        places = tuple([x for x in every.values() if x.requires_grad])
-        try:
-            run_backward(nothing, nothing.detach(), places, keep=False)
-        except RuntimeError as error:
-            if "second time" not in str(error):  # a pass has freed it on its way
-                raise
-
-
 def detached(values: Any) -> Any:
     """Values, or a nest of them, without a graph."""
     if isinstance(values, Tensor):
@@ -234,26 +206,18 @@ def detached(values: Any) -> Any:
 
 
 def observe(
-    call: Callable[[], Any],
-    leaves: Params,
-    parse: Callable[[Any], Losses],
-    *,
-    params: Params,
-    outside: bool,
-    separable: bool = True,
-) -> Forward:
-    """`call()` on these leaves, with every operation written out that torch gets wrong there.
+    call: Callable[[], Any], leaves: Params, parse: Callable[[Any], Losses], *,
+    params: Params, outside: bool, separable: bool = True,
+) -> Forward:  # fmt: skip
+    """`call()` of a `losses_fn`, or a part of it, on these leaves, plain ones or at a level, with
+    every operation written out that torch gets wrong there.
 
     That is so under a transform, outside or inside `call`, and for an operation that something
     enters which requires grad and is not a leaf. What needs no second derivative of an operation
     but meets one after it (a flash attention, and then a scale that requires grad) shows in the
     finished graph alone: then `call` is called a second time, with the random numbers of the first,
-    and what it changes is restored.
-
-    Args:
-        call: runs `losses_fn`, or a part of it, on leaves that are plain or at a level.
-        outside: whether gradients were enabled around the call, before the leaves were made.
-        leaves, parse, params, separable: as in `run` and `forward_of`.
+    and what it changes is restored. `outside`: whether gradients were enabled before the leaves
+    were made; other arguments as in `run` and `forward_of`.
     """
     plain = depth() == 0
     carried = plain and any(not leaf.is_leaf for leaf in leaves.values())
@@ -298,6 +262,29 @@ def _drawn(leaves: Params) -> list[tuple[torch.Generator, Tensor]]:
     if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
         found.append(torch.cuda.default_generators[device.index])
     return [(generator, generator.get_state()) for generator in found]
+
+
+class Strangers:
+    """Tensors that require grad and enter what a pass on plain `leaves` computed."""
+
+    def __init__(self, leaves: Params) -> None:
+        self.seen: set[Node] = {leaf.grad_fn for leaf in leaves.values() if leaf.grad_fn}
+        self.own: set[int] = set(map(id, leaves.values()))
+        self.found: list[Tensor] = []
+
+    def enter(self, values: Iterable[Tensor]) -> bool:
+        """Whether any has been found, in the graph of these values or of those before."""
+        todo = [gradient_edge(x).node for x in values if x.requires_grad]
+        while todo:
+            node = todo.pop()
+            if node not in self.seen:
+                self.seen.add(node)
+                variable = getattr(node, "variable", None)
+                if variable is None:
+                    todo.extend(child for child, _ in node.next_functions if child is not None)
+                elif id(variable) not in self.own:
+                    self.found.append(variable)
+        return bool(self.found)
 
 
 class _Guard(SafeOps, Handles):

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..core.checks import constant_when_compiled, derivative_levels
 from ..core.internals import compiler_tables, nn_functions
+from ..core.transforms import constant_when_compiled, derivative_levels
 
 Maybe = Tensor | None
 Number = float | int

@@ -8,16 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import (
-    check_count,
-    check_finite,
-    check_gramian,
-    check_scalar,
-    inside_transform,
-    is_differentiated,
-    poison,
-)
+from ..core.checks import check_count, check_finite, check_gramian, check_scalar, poison
 from ..core.internals import tree_map
+from ..core.transforms import inside_transform, is_differentiated
 from ..solvers import auto
 from ..solvers.problems import MinNorm, or_one
 from ..types import Params, Rows, Scalar, Solution

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar, has_finite_sum, poison, values_readable
+from ..core.checks import check_scalar, poison
+from ..core.transforms import has_finite_sum, values_readable
 from ..rules.common import gramian_of, no_state, preference_of, reading
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Rule, Scalar, State, constructor

@@ -26,8 +26,9 @@ from torch.autograd import Function
 from torch.func import functional_call, vmap
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from ..core.checks import check_params, derivative_levels
+from ..core.checks import check_params
 from ..core.internals import tree_leaves
+from ..core.transforms import derivative_levels
 from ..types import Laplacian, Params
 
 Network = nn.Module | Callable[[Params, Any], Any]

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import all_rows_mask, check_params
+from ..core.checks import check_params
+from ..core.transforms import all_rows_mask
 from ..core.tree import gramians, map_params, select
 from ..gradients.run import Forward
 from ..processes import Group

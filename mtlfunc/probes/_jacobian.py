@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_count, values_readable
+from ..core.checks import check_count
 from ..core.expect import expect_function
+from ..core.transforms import values_readable
 from ..core.tree import same_shapes
 from ..gradients.operator import Engine
 from ..processes import Group

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_scalar, values_readable
+from ..core.checks import check_scalar
 from ..core.expect import expect_function
+from ..core.transforms import values_readable
 from ..core.tree import same_shapes
 from ..processes import Group
 from ..types import Batch, Heads, Probe, Rows, Scalar, Select, State, TaskGradients, constructor

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import check_params, depth, is_differentiated, values_readable
+from ..core.checks import check_params
 from ..core.expect import expect_function
+from ..core.transforms import depth, is_differentiated, values_readable
 from ..core.tree import real_of, select
 from ..gradients.levels import explained_vjp
 from ..gradients.losses import Losses, Tasks, parse_losses

@@ -10,18 +10,15 @@ from torch import Tensor, nn
 
 from ..core import random
 from ..core.checks import (
-    all_present,
     check_count,
     check_finite,
     check_losses,
     check_option,
     check_params,
-    inside_transform,
-    is_readable,
     user_level,
-    values_readable,
 )
 from ..core.expect import expect_function
+from ..core.transforms import all_present, inside_transform, is_readable, values_readable
 from ..core.tree import few_names, gramians, real_of, select
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
@@ -122,11 +119,11 @@ class Run:
             return replace(jacobian, shares=self.union.sums(weightings))
         counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
+        scale, left_out = shares.scale(forward.value), shares.left_out()
         refuse_constant(forward, shares.here)
         return TaskJacobian(
-            forward, tuple(params), params, shares=shares, scale=shares.scale(forward.value),
-            left_out=shares.left_out(),
-        )  # fmt: skip
+            forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
+        )
 
     def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core.checks import all_present, inside_transform, is_readable
+from ..core.transforms import all_present, inside_transform, is_readable
 from ..core.tree import gramians
 from ..core.wrappers import refuse_shards
 from ..types import Metric, Params, Rows

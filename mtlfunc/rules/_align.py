@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, check_scalar, normalized_preference, values_readable
+from ..core.checks import check_option, check_scalar, normalized_preference
+from ..core.transforms import values_readable
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, preference_of, reading
 from .losswise import exponentiate

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_option, select_where
+from ..core.checks import check_option
+from ..core.transforms import select_where
 from ..types import Geometry, Rule, State, constructor
 from ._spectral import Spectral, eigenvalue, inverse_root, rounding, spectral
 from .common import gramian_of, no_state, preference_of, reading

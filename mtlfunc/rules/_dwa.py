@@ -6,15 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import (
-    all_present,
-    check_count,
-    check_scalar,
-    normalized_preference,
-    poison,
-    select_where,
-    values_readable,
-)
+from ..core.checks import check_count, check_scalar, normalized_preference, poison
+from ..core.transforms import all_present, select_where, values_readable
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import softmax

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import is_differentiated, values_readable
+from ..core.transforms import is_differentiated, values_readable
 from ._spectral import rounding, solve, spectral
 
 _SINGLE = torch.finfo(torch.float32).eps

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, select_where
+from ..core.checks import check_scalar
+from ..core.transforms import select_where
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .losswise import exponentiate
 

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core import optim
-from ..core.checks import check_scalar, poison, values_readable
+from ..core.checks import check_scalar, poison
+from ..core.transforms import values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present

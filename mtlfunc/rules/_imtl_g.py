@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..core.checks import values_readable
+from ..core.transforms import values_readable
 from ..types import Geometry, Rule, State, constructor
 from ._equiangular import equiangular, inverse_lengths
 from .common import gramian_of, no_state

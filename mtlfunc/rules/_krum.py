@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import all_present, check_count, poison
+from ..core.checks import check_count, poison
+from ..core.transforms import all_present
 from ..types import Geometry, Rule, State, constructor
 from .common import gramian_of
 

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_scalar, poison
+from ..core.checks import check_scalar, poison
+from ..core.transforms import all_present
 from ..solvers.simplex import project_present
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import gramian_of, total_present

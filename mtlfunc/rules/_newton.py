@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import is_differentiated, poison, values_readable
+from ..core.checks import poison
 from ..core.linear import solve_factored
 from ..core.operators import define
+from ..core.transforms import is_differentiated, values_readable
 
 # At most 40 for powers from 1/3 to 3: 6 do for Nash-MTL, 5 to 30 for others, and where 0 is in the
 # hull of the gradients 18 to 30, after which rounding moves the answer. All of them on a device.

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_count, check_tensor, normalized_preference, poison, values_readable
+from ..core.checks import check_count, check_tensor, normalized_preference, poison
 from ..core.expect import expect_solver
+from ..core.transforms import values_readable
 from ..core.tree import root
 from ..solvers import min_norm
 from ..solvers.default import weights_of

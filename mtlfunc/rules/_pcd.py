@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_count, check_scalar, poison, values_readable
+from ..core.checks import check_count, check_scalar, poison
 from ..core.expect import expect_solver
+from ..core.transforms import values_readable
 from ..solvers.problems import or_one, precision, root
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance

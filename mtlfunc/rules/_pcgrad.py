@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import check_tensor, normalized_preference, poison, values_readable
+from ..core.checks import check_tensor, normalized_preference, poison
+from ..core.transforms import values_readable
 from ..types import Geometry, Rule, State, constructor
 from ._surgery import kernel_applies, surgery
 from .common import gramian_of, preference_of, reading

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..core import random
-from ..core.checks import all_present
+from ..core.transforms import all_present
 from ..types import Geometry, Rule, State, constructor
 
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from ..core.checks import check_scalar, poison, values_readable
+from ..core.checks import check_scalar, poison
 from ..core.expect import expect_rule, heads_of
 from ..core.linear import solve_factored
+from ..core.transforms import values_readable
 from ..solvers.default import dual_cone_weights
 from ..solvers.problems import resolution, root
 from ..types import Geometry, Rule, Scalar, State, constructor

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..core.checks import has_finite_sum, is_differentiated, values_readable
 from ..core.linear import eigenvectors
+from ..core.transforms import has_finite_sum, is_differentiated, values_readable
 
 
 class Spectral(NamedTuple):

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference, poison, values_readable
+from ..core.checks import check_scalar, normalized_preference, poison
+from ..core.transforms import values_readable
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import preference_of, reading
 from .losswise import check_shape, require_positive, softmax

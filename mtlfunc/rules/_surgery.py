@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import is_differentiated
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import is_differentiated
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:

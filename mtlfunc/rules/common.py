@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, normalized_preference, values_readable
+from ..core.checks import normalized_preference
 from ..core.expect import reads_of, rule_name
+from ..core.transforms import all_present, values_readable
 from ..types import GRAMIANS, Geometry, Rule, State, constructor
 
 

@@ -6,15 +6,12 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import (
-    all_rows_mask,
     check_batch,
     check_gramian,
     check_tensor,
     check_vector,
     check_weights,
     expect_answer,
-    has_finite_sum,
-    values_readable,
 )
 from ..core.expect import (
     expect_carried,
@@ -25,6 +22,7 @@ from ..core.expect import (
     reads_of,
     rule_name,
 )
+from ..core.transforms import all_rows_mask, has_finite_sum, values_readable
 from ..types import GRAMIANS, Geometry, Rule
 from .common import may_read
 

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present, check_scalar, check_tensor, poison, values_readable
+from ..core.checks import check_scalar, check_tensor, poison
 from ..core.expect import expect_function, expect_optimizer
 from ..core.internals import tree_map
+from ..core.transforms import all_present, values_readable
 from ..types import Optimizer, Scalar, State
 
 

@@ -7,8 +7,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from ..core.checks import check_gramian, is_differentiated
+from ..core.checks import check_gramian
 from ..core.expect import expect_solver
+from ..core.transforms import is_differentiated
 from ..types import Solution, Solver, constructor
 from ._faces import faces
 from .exact import active_set, kernel_at, run

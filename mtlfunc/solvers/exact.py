@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.checks import is_differentiated, values_readable
 from ..core.operators import define, flatten_batch, leading_shape
+from ..core.transforms import is_differentiated, values_readable
 from ..types import Solution, Solver, constructor
 from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, min_norm_face
 from .problems import (

@@ -54,11 +54,10 @@ from ..core.checks import (
     check_gramian,
     check_scalar,
     check_vector,
-    has_finite_sum,
     normalized_preference,
     poison,
-    values_readable,
 )
+from ..core.transforms import has_finite_sum, values_readable
 from ..core.tree import root
 from ..types import Scalar, Solution, Solver
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import all_present
+from ..core.transforms import all_present
 
 
 def project(

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import vmap
 
-from ..core.checks import check_count, inside_transform
+from ..core.checks import check_count
 from ..core.files import write_whole
 from ..core.progress import progress_bar
+from ..core.transforms import inside_transform
 
 if TYPE_CHECKING:
     import xarray
@@ -128,7 +128,7 @@ class _Chunk(NamedTuple):
 
         try:
             if len(self.flat) > 1:
-                found = vmap(point)(self.batched)
+                found = torch.func.vmap(point)(self.batched)
             else:
                 found = point({name: x[0] for name, x in self.batched.items()})
                 found = {name: x[None] for name, x in found.items()}

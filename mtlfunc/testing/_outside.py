@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..core.checks import inside_transform
+from ..core.transforms import inside_transform
 from ..solvers.problems import CAGrad, DualCone, Problem, check_problem
 from ..types import Solution, Solver, constructor
 from .judge import describe_error, quiet

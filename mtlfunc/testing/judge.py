@@ -15,7 +15,7 @@ from numpy import random as numpy_random
 from torch import Tensor
 from torch.func import grad, vmap
 
-from ..core.checks import enable_grad
+from ..core.transforms import enable_grad
 from ..solvers import CAGrad, DualCone, MinNorm, active_set, certify
 from ..solvers.problems import Problem, check_problem, or_one, root
 from ..types import Solution

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..core import random
 from ..core.checks import (
-    all_present,
     check_finite,
     check_gradients,
     check_losses,
@@ -18,12 +17,10 @@ from ..core.checks import (
     check_params,
     check_weights,
     expect_answer,
-    has_finite_sum,
-    innermost_tensor,
-    values_readable,
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_state, heads_of
 from ..core.internals import functorch, keystr, tree_flatten_with_path
+from ..core.transforms import all_present, has_finite_sum, innermost_tensor, values_readable
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
 from ..probes.common import Run

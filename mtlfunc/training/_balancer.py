@@ -11,12 +11,13 @@ from torch.optim import Optimizer
 
 from ..calls import call_of
 from ..core import random
-from ..core.checks import check_losses, check_option, enable_grad, inside_transform
+from ..core.checks import check_losses, check_option
 from ..core.expect import expect_measured, expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
+from ..core.transforms import enable_grad, inside_transform
 from ..core.tree import select
 from ..core.wrappers import refuse_inner_steps
-from ..gradients.run import release
+from ..gradients.backward import release
 from ..probes.last_losses import observed
 from ..processes import (
     Group,

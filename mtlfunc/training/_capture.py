@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from ..core.checks import check_count, inside_transform
+from ..core.checks import check_count
 from ..core.internals import copy_each, is_traced
+from ..core.transforms import inside_transform
 from ..types import Balance, Step
 from ._forms import flatten, leaf_name, unflatten
 from ._recorder import RECORDERS

@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..core.tree import as_real, dot
+from ..gradients.layerwise.graph import run_backward
 from ..gradients.layerwise.plan import Wanted
-from ..gradients.levels import run_backward
 from ..gradients.losses import Losses, Tasks
 from ..gradients.operator import Measurement, TaskJacobian
 from ..gradients.run import live

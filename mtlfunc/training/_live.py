@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..core.checks import REQUIRES_GRAD, check_params, values_readable
+from ..core.checks import check_params
 from ..core.hooks import Handles
+from ..core.transforms import REQUIRES_GRAD, values_readable
 from ..core.tree import select, trained
 from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
 from ..gradients.run import NO_GRAPH, Forward, live

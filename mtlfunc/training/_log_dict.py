@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..core.checks import inside_transform
+from ..core.transforms import inside_transform
 from ..types import Info
 
 

@@ -1,4 +1,4 @@
-"""What the autograd graph says of a forward pass.
+"""What the autograd graph says of a forward pass, and a backward pass through it.
 
 Who uses a leaf, which losses a call serves, and which calls have no batched backward.
 """
@@ -15,15 +15,44 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge
 
-from ...core import hooks
-from ...core.checks import depth
-from ...core.internals import Trust, accumulate_grad, tells_hooks
+from ...core import hooks, internals
+from ...core.internals import Trust, accumulate_grad
+from ...core.transforms import depth
+from ...core.tree import as_real
 from . import follow
 from .nodes import BEGINNINGS, Trait, facts_of
 from .uses import Node, Operand, Part, Unread, Use, View, lacking, shape_of, signed
 
 Place = GradientEdge | Tensor
 """Where autograd finds a leaf: a plain leaf is a place itself."""
+
+
+def run_backward(
+    roots: Place | tuple[Place, ...], cotangents: Tensor | tuple[Tensor, ...],
+    places: tuple[Place, ...], *, keep: bool = True, record: bool = False,
+) -> Sequence[Tensor | None]:  # fmt: skip
+    """`torch.autograd.grad`, without what it does to arguments of all kinds, a third of a small
+    pass; complex derivatives, of leaves, as two real ones. `keep`: the graph. What is not recorded
+    requires no grad, though somebody's own backward may return a parameter. Raises an error for a
+    sparse one, of which no products are made.
+    """
+    if not isinstance(cotangents, tuple):
+        roots, cotangents = (roots,), (cotangents,)  # pyright: ignore
+    if not (places and cotangents):  # without places autograd would add to .grad
+        return (None,) * len(places)
+    run = (internals.autograd_engine if Trust.private else internals.ENGINE).run_backward
+    grads = run(roots, cotangents, keep, record, places, True, accumulate_grad=False)
+    found = [*grads]
+    for i, x in enumerate(grads):
+        if x is not None and x.is_sparse:
+            raise RuntimeError(
+                f"a parameter of shape {list(x.shape)} has sparse gradients, of which no rows are "
+                "stacked and no products made, nor sums where it is not shared: make its "
+                "embedding with sparse=False"
+            )
+        if x is not None and (x.is_complex() or (x.requires_grad and not record)):
+            found[i] = as_real(x if record else x.detach())
+    return found
 
 
 @dataclass(frozen=True)
@@ -245,7 +274,7 @@ def read_uses(graph: Graph, leaves: Mapping[str, Tensor]) -> Reading:
     """All nodes that read these leaves; none for one on which no loss depends."""
     if not Trust.private:
         return Reading({}, dict.fromkeys(leaves, "graphs of this torch are not read"))
-    if not tells_hooks and hooks.has_checkpoint(graph.following):
+    if not hooks.tells_hooks and hooks.has_checkpoint(graph.following):
         return Reading({}, dict.fromkeys(leaves, "checkpointing has taken its input away"))
     found: dict[str, list[Use]] = {}
     others: dict[str, str] = {}

@@ -7,8 +7,8 @@ it once, with that of the batching; its numbers leave the cache, and it holds th
 from functools import lru_cache
 from typing import NamedTuple
 
-from ...core.checks import lanes
 from ...core.internals import forward_level
+from ...core.transforms import lanes
 from .graph import Graph
 from .nodes import BEGINNINGS
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.checks import depth
+from ...core.transforms import depth
 from ...core.tree import HALF
 from .broadcast import over_samples
 from .formulas import Deltas, Form, Group, Layout, costs, layouts, positions
