@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
+from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
 from mtlfunc.core import tree
-from mtlfunc.core.checks import lanes
+from mtlfunc.core.transforms import lanes
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
 from tests.support.memory import Largest
@@ -217,9 +218,10 @@ def test_sample_gramian_of_what_is_shared():
     close(gramian, jacobian @ jacobian.T)
 
 
+@pytest.mark.parametrize("around", [lambda: torch.autocast("cpu"), parametrize.cached])
 @pytest.mark.parametrize("name", CALLS)
-def test_autocast_around_a_call_is_refused(name):
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
+def test_what_changes_the_numbers_of_a_call_is_refused_around_it(name, around):
+    with around(), pytest.raises(RuntimeError, match="around the"):
         CALLS[name](_losses_of(name))
 
 

@@ -86,6 +86,11 @@ def forward_level() -> int:
         return 0
 
 
+def caches_weights() -> bool:
+    """Whether `torch.nn.utils.parametrize.cached()` is open."""
+    return bool(getattr(torch.nn.utils.parametrize, "_cache_enabled", False))
+
+
 def memory(x: Tensor) -> int:
     """Which memory this is a view of; a sparse tensor is its own."""
     return x.untyped_storage()._cdata if x.layout is torch.strided else id(x)

@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ..core.checks import check_autocast
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles, has_checkpoint
-from ..core.internals import DisableTorchFunctionSubclass, tree_map
+from ..core.internals import DisableTorchFunctionSubclass, caches_weights, tree_map
 from ..core.transforms import depth, has_innermost_derivative, innermost_tensor, is_differentiated
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
@@ -133,6 +133,11 @@ def run(
     `losses_fn` that torch.func does not take.
     """
     check_autocast(params)
+    if caches_weights() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "torch.nn.utils.parametrize.cached() is open around the call, and keeps the weights of "
+            "the first parameters; open it inside losses_fn instead"
+        )
     if isinstance(losses_fn, nn.Module) or not callable(losses_fn):
         expect_losses_fn(losses_fn)
     given, params = params, real_of(params)
