@@ -16,18 +16,17 @@ from jaxtyping import install_import_hook
 from .support.rounding import nudged
 
 if os.environ.get("MTLFUNC_TYPES"):
-    studies = [
-        f"experiments.{x}" for x in ("arena", "auxiliary", "control", "multimnist", "scenes")
-    ]
     shared = ("cells", "command", "files", "intervals", "judge", "pool", "study", "tables")
-    shared = [f"common.{x}" for x in (*shared, "problems.digits")]
-    install_import_hook(["mtlfunc", *shared, *studies], "beartype.beartype")
+    studies = ("arena", "auxiliary", "control", "multimnist", "scenes")
+    rooms = [f"common.{x}" for x in (*shared, "problems.digits")]
+    rooms += [f"experiments.{x}" for x in studies]
+    install_import_hook(["mtlfunc", *rooms], "beartype.beartype")
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported
 
-JOBS = ("reproductions", "experiments", "docs", "distributed")
+JOBS = ("reproductions", "experiments", "docs", "distributed", "compiled", "laboratory")
 
 settings.register_profile(
     "mtlfunc",
@@ -37,7 +36,6 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("mtlfunc")
-
 
 NUDGE = os.environ.get("MTLFUNC_NUDGE")
 
@@ -87,9 +85,9 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """A job's tests run where `-m` or a path names it, `exhaustive` by `-m` alone."""
     named = {job for job in JOBS for path in config.args if f"tests/{job}" in Path(path).as_posix()}
-    config.option.markexpr = config.option.markexpr or " and ".join(
-        f"not {job}" for job in (*JOBS, "exhaustive") if job not in named
-    )
+    if (given := config.option.markexpr) in ("", *JOBS):
+        others = [given] if given else [f"not {job}" for job in JOBS if job not in named]
+        config.option.markexpr = " and ".join(["not exhaustive", *others])
     if not hasattr(config, "workerinput") and not config.option.collectonly:
         from mtlfunc.core.compiling import COMPILER  # the import hook comes first
         from mtlfunc.warmup import warmup
@@ -102,7 +100,8 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path, config):
     """What `-m` leaves out as a whole is not even imported."""
-    chosen, parents = config.option.markexpr, (collection_path, *collection_path.parents)
+    chosen = config.option.markexpr.removeprefix("not exhaustive and ")
+    parents = (collection_path, *collection_path.parents)
     job = next((job for job in JOBS if Path(__file__).parent / job in parents), None)
     if chosen in JOBS:
         return True if job != chosen and (job or collection_path.is_file()) else None
@@ -129,8 +128,5 @@ def pytest_collection_modifyitems(config, items):
 collect_ignore = ["support"]
 # the compiler does not look through enforced annotations, which forestall the package's own errors
 # and hide the functions whose names are shown
-collect_ignore_glob = (
-    [f"test_{name}.py" for name in ("compile*", "slips", "errors", "active_set_gpu")]
-    if os.environ.get("MTLFUNC_TYPES")
-    else []
-)
+if os.environ.get("MTLFUNC_TYPES"):
+    collect_ignore += ["compiled", "test_slips.py", "test_errors.py", "test_active_set_gpu.py"]

@@ -21,4 +21,6 @@ ELSEWHERE = {
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_the_suite(where, share):
     env = {"OMP_NUM_THREADS": "1"} | os.environ | ELSEWHERE[where]
-    python("-m", "pytest", "-n", "0", "-p", "no:cacheprovider", "--share", share, env=env)
+    compiled = () if where == "enforced types" else ("tests/compiled",)
+    rooms = "--share", share, "tests", "mtlfunc", "tests/laboratory", *compiled
+    python("-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *rooms, env=env)

@@ -8,7 +8,7 @@ import torch
 import mtlfunc as mf
 from mtlfunc.audit import audit
 from mtlfunc.audit.instances import generic, independent
-from mtlfunc.core.checks import inside_transform
+from mtlfunc.core.transforms import inside_transform
 from tests.support.audits import row_of
 from tests.support.broken_rules import by_norm, counting_dict, first_preferred, only, uniform
 

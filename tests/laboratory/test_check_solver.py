@@ -13,7 +13,7 @@ from torch._C._functorch import is_batchedtensor  # pyright: ignore[reportMissin
 
 from mtlfunc import solvers, testing
 from mtlfunc.audit.__main__ import main
-from mtlfunc.core.checks import depth, lanes
+from mtlfunc.core.transforms import depth, lanes
 from mtlfunc.testing._check_solver import SIZES, draw
 from mtlfunc.testing.families import FAMILIES
 from mtlfunc.testing.judge import judge
