@@ -88,7 +88,11 @@ def sentence() -> str:
         for name, each in rivals.items()
         if "not shown" not in (each.verdict, others[name].verdict)
     ]
-    hang = [TITLES[name] for name in rivals if rivals[name].verdict != others[name].verdict]
+    hang = [
+        f"{TITLES[name]}'s {bracket(each.found.mixed)}"
+        for name, each in rivals.items()
+        if each.verdict != others[name].verdict
+    ]
     seeds, planned = len(found.seeds), len(study.SEEDS)
     state = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds, provisional"
     are = "is" if len(shown) == 1 else "are"
@@ -96,11 +100,13 @@ def sentence() -> str:
         {len(rivals)} methods {are} shown to differ from the mean loss in accuracy (points,
         {state})"""
     said += f"{': ' * bool(shown)}{', '.join(shown)}."
-    these = f"{' and '.join(hang)} {'differs' if len(hang) == 1 else 'differ'}"
+    these = f"{' and '.join(hang)} {'is' if len(hang) == 1 else 'are'} shown"
     said += f" {these} with one device's runs, not with another's." * bool(hang)
     if rivals[study.NASH].verdict == others[study.NASH].verdict == "above":
         arm, *_ = against_arms(found.levels, study.NASH, study.ARMS)
-        cost = bracket(arm.rest.found.mixed) + " (not shown)" * (arm.rest.verdict == "not shown")
+        cost = bracket(arm.rest.found.mixed).replace("+", "") + " (not shown)" * (
+            arm.rest.verdict == "not shown"
+        )
         said += f" Dividing Nash-MTL's weights by their sum costs {cost}."
     return said
 

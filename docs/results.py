@@ -161,7 +161,7 @@ def bars_missed(rows: list[record.Row]) -> str:
         for bar in bars
         if bar["ratio"] > bar["limit"]
     ]
-    met = f"Of the engine's {len(bars)} bars on a CPU {len(bars) - len(missed)} are met"
+    met = f'Of our {len(bars)} targets ("bars") on a CPU {len(bars) - len(missed)} are met'
     return f"{met}; missed:\n\n- {f'{chr(10)}- '.join(missed)}" if missed else f"{met}."
 
 
@@ -246,9 +246,8 @@ def steps_block() -> str:
             exactly. To lose nothing these calls would have to be in C++. On long steps runs of the
             benchmark differ by several per cent."""
     if missed:
-        said += f""" The bar is missed on: {"; ".join(missed)}. Where a step is short, by the same
-            calls; else by the passes alone, one per task through all layers in which rows are
-            cheapest."""
+        said += f""" The bar is missed on: {"; ".join(missed)}. Short steps miss it by these calls,
+            longer ones by passes alone, one per task."""
     return marked("steps", steps.table(rows, line), paragraph(said))
 
 
@@ -363,9 +362,9 @@ def summary(page: str) -> str:
     better = against.removeprefix("better ")
     who, are = ("none", "is") if better == "none" else (better, "are")
     lines = [
-        f"""Of {count["judged"]} claims about PCGrad, MGDA, CAGrad, GradNorm and others,
-        {count["holds"]} hold as stated, {count["does not hold"]} do not, and [the
-        others](docs/claims.md) need a condition or stay open.""",
+        f"""Of {count["judged"]} claims judged on their own data, about PCGrad, MGDA, CAGrad,
+        GradNorm and others, {count["holds"]} hold as stated, {count["does not hold"]} do not, and
+        [the others](docs/claims.md) need a condition or stay open.""",
         power.sentence(),
         molecules.sentence(),
         f"""On {problems} small problems {who} of {rivals} methods at its best rate {are}
