@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
@@ -218,11 +218,28 @@ def test_sample_gramian_of_what_is_shared():
     close(gramian, jacobian @ jacobian.T)
 
 
-@pytest.mark.parametrize("around", [lambda: torch.autocast("cpu"), parametrize.cached])
 @pytest.mark.parametrize("name", CALLS)
-def test_what_changes_the_numbers_of_a_call_is_refused_around_it(name, around):
-    with around(), pytest.raises(RuntimeError, match="around the"):
+def test_autocast_around_a_call_is_refused(name):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast"):
         CALLS[name](_losses_of(name))
+
+
+@pytest.mark.parametrize("call", [mf.task_gramian, mf.task_gradients, mf.sample_gradients])
+def test_weights_that_torch_keeps_for_other_parameters_are_refused(call):
+    """Unless `losses_fn` itself lets it, or there are none."""
+    layer, x = parametrizations.weight_norm(nn.Linear(3, 2)).double(), torch.ones(4, 3).double()
+    params = mf.parameters(layer)
+
+    def losses(params, x):
+        return functional_call(layer, params, x).square().mean(0)
+
+    with parametrize.cached(), pytest.raises(RuntimeError, match="around the call"):
+        call(losses, params, x)
+    inside, expected = parametrize.cached()(losses), call(losses, params, x)
+    for _ in range(2):
+        close(call(inside, params, x), expected)
+    with parametrize.cached():
+        CALLS["task_gramian"](vector)
 
 
 def _step(probe):

@@ -67,9 +67,10 @@ def wrong() -> str:
     try:
         with enable_grad():
             for found, wanted in answers():
-                torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
-    except AssertionError:
-        return "other numbers"
+                try:
+                    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+                except AssertionError:
+                    return "other numbers"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""

@@ -9,16 +9,10 @@ from typing import Any, BinaryIO
 def write_whole(
     path: Path, content: str | bytes | Callable[[BinaryIO], Any], *, new: bool = False
 ) -> None:
-    """Write a file atomically: under a temporary name, which is then moved in place.
-
-    Args:
-        path: where to; an older file there stays until the new one is complete.
-        content: text (written as UTF-8), bytes, or a function that writes to an open binary file.
-        new: of several processes that write at once, only the first does.
-
-    Raises:
-        FileExistsError: with `new`, for a file that is there.
-        OSError: where the folder is missing or cannot be written.
+    """Write text (as UTF-8), bytes, or what a function writes to an open binary file, under a
+    temporary name that is then moved in place. `new`: of several processes that write at once only
+    the first does, and the others raise FileExistsError. Raises OSError for a folder that is
+    missing or cannot be written to.
     """
     # of this write alone: processes of one number on two machines may share a folder
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{os.urandom(4).hex()}")

@@ -86,9 +86,9 @@ def forward_level() -> int:
         return 0
 
 
-def caches_weights() -> bool:
-    """Whether `torch.nn.utils.parametrize.cached()` is open."""
-    return bool(getattr(torch.nn.utils.parametrize, "_cache_enabled", False))
+def keeps_weights() -> bool:
+    """Whether `torch.nn.utils.parametrize.cached()` is open and has kept a weight."""
+    return bool(getattr(torch.nn.utils.parametrize, "_cache", None))
 
 
 def memory(x: Tensor) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.func import vjp
 
-from ..core.internals import forward_level, tree_leaves
+from ..core.internals import forward_level, keeps_weights, tree_leaves
 from ..core.restore import WritesUndone, assignments_undone
 from ..core.transforms import enable_grad, inside_transform
 from ..core.wrappers import refuse_wrapped_calls
@@ -64,9 +64,19 @@ def explained(params: Params) -> Iterator[None]:
     try:
         with SafeOps():
             yield
+        refuse_kept_weights()
     except RuntimeError as error:
         _name_cure(error, params)
         raise
+
+
+def refuse_kept_weights() -> None:
+    """Raise after a call of `losses_fn` whose weights `parametrize.cached()` has kept."""
+    if keeps_weights():
+        raise RuntimeError(
+            "losses_fn: torch.nn.utils.parametrize.cached() is open around the call and keeps its "
+            "weights, also for other parameters; open it inside losses_fn instead"
+        )
 
 
 def _name_cure(error: RuntimeError, params: Params) -> None:

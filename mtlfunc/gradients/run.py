@@ -14,13 +14,13 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from ..core.checks import check_autocast
 from ..core.expect import expect_losses_fn
 from ..core.hooks import Handles, has_checkpoint
-from ..core.internals import DisableTorchFunctionSubclass, caches_weights, tree_map
+from ..core.internals import DisableTorchFunctionSubclass, tree_map
 from ..core.transforms import depth, has_innermost_derivative, innermost_tensor, is_differentiated
 from ..core.tree import like, real_of
 from ..types import Batch, LossesFn, Params
 from .layerwise.graph import Graph, Place, Reading, read_graph, read_uses
 from .layerwise.uses import PLAIN, Node
-from .levels import CHECKPOINTING, explained_vjp, without_trace
+from .levels import CHECKPOINTING, explained_vjp, refuse_kept_weights, without_trace
 from .losses import Losses, parse_losses
 from .safe_ops import ALWAYS, FREQUENCIES, WRITTEN, SafeOps
 
@@ -133,22 +133,23 @@ def run(
     `losses_fn` that torch.func does not take.
     """
     check_autocast(params)
-    if caches_weights() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "torch.nn.utils.parametrize.cached() is open around the call, and keeps the weights of "
-            "the first parameters; open it inside losses_fn instead"
-        )
     if isinstance(losses_fn, nn.Module) or not callable(losses_fn):
         expect_losses_fn(losses_fn)
     given, params = params, real_of(params)
+
+    def call(leaves: Params) -> Any:
+        out = losses_fn(like(given, leaves), batch)
+        refuse_kept_weights()
+        return out
+
     if torch.compiler.is_compiling():
-        return _traced(lambda x, batch: losses_fn(like(given, x), batch), params, batch, parse)
+        return _traced(call, params, parse)
     outside, found = torch.is_grad_enabled(), []
 
     def forward(leaves: Params) -> tuple[Tensor, Any]:
         seen = observe(
-            lambda: losses_fn(like(given, leaves), batch), leaves, parse, params=params,
-            outside=outside, separable=separable,
+            lambda: call(leaves), leaves, parse, params=params, outside=outside,
+            separable=separable,
         )  # fmt: skip
         found.append(seen)
         return seen.value, seen.aux
@@ -163,14 +164,12 @@ def live(losses: Losses, leaves: Params, *, hooked: bool = False) -> Forward:
     return forward_of(losses, leaves, real_of(leaves), hooked=hooked)
 
 
-def _traced(
-    losses_fn: LossesFn, params: Params, batch: Batch, parse: Callable[[Any], Losses]
-) -> Any:
+def _traced(call: Callable[[Params], Any], params: Params, parse: Callable[[Any], Losses]) -> Any:
     """`run` for the compiler, which traces vjp's own pullback and drops what is unused."""
 
     def forward(leaves: Params) -> tuple[Tensor, Any]:
         with SafeOps():
-            losses = parse(losses_fn(leaves, batch))
+            losses = parse(call(leaves))
         return losses.vector, losses.aux
 
     value, pull, aux = explained_vjp(forward, params)

@@ -73,22 +73,14 @@ def _root(losses: Tensor, count: int) -> tuple[Place, np.ndarray]:
 
 
 def entry_layouts(
-    graph: Graph,
-    losses: Tensor,
-    uses: Sequence[Use],
-    samples: int | None = None,
-    *,
+    graph: Graph, losses: Tensor, uses: Sequence[Use], samples: int | None = None, *,
     terms: bool = False,
-) -> tuple[Layout, ...]:
+) -> tuple[Layout, ...]:  # fmt: skip
     """Where each call's output has what the entries of the losses' first axis depend on.
 
-    Args:
-        losses: [sample] or [sample, task]; the graph and the calls, `uses`, are of the same pass.
-        samples: a flat vector of losses has that many equal runs, each of which is an entry.
-        terms: a call may have some of the entries alone, one after the other.
-
-    Raises:
-        SamplesMix: unless the graph proves a layout for each.
+    The graph and the calls, `uses`, are of the pass of losses [sample] or [sample, task]. A flat
+    vector of losses has `samples` equal runs, each an entry. `terms`: a call may have some of the
+    entries alone, one after the other. Raises SamplesMix unless the graph proves a layout for each.
     """
     if not uses:
         return ()
