@@ -85,8 +85,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     """A job's tests run where `-m` or a path names it, `exhaustive` by `-m` alone."""
     named = {job for job in JOBS for path in config.args if f"tests/{job}" in Path(path).as_posix()}
-    if (given := config.option.markexpr) in ("", *JOBS):
-        others = [given] if given else [f"not {job}" for job in JOBS if job not in named]
+    if "exhaustive" not in (given := config.option.markexpr):
+        others = [f"({given})"] if given else [f"not {job}" for job in JOBS if job not in named]
         config.option.markexpr = " and ".join(["not exhaustive", *others])
     if not hasattr(config, "workerinput") and not config.option.collectonly:
         from mtlfunc.core.compiling import COMPILER  # the import hook comes first
@@ -100,7 +100,7 @@ def pytest_configure(config):
 
 def pytest_ignore_collect(collection_path, config):
     """What `-m` leaves out as a whole is not even imported."""
-    chosen = config.option.markexpr.removeprefix("not exhaustive and ")
+    chosen = config.option.markexpr.removeprefix("not exhaustive and ").strip("()")
     parents = (collection_path, *collection_path.parents)
     job = next((job for job in JOBS if Path(__file__).parent / job in parents), None)
     if chosen in JOBS:
@@ -129,4 +129,5 @@ collect_ignore = ["support"]
 # the compiler does not look through enforced annotations, which forestall the package's own errors
 # and hide the functions whose names are shown
 if os.environ.get("MTLFUNC_TYPES"):
-    collect_ignore += ["compiled", "test_slips.py", "test_errors.py", "test_active_set_gpu.py"]
+    collect_ignore += ["test_slips.py", "test_errors.py", "test_active_set_gpu.py"]
+    collect_ignore_glob = ["compiled/test_compile*"]

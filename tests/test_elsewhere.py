@@ -21,6 +21,5 @@ ELSEWHERE = {
 @pytest.mark.parametrize("where", ELSEWHERE)
 def test_the_suite(where, share):
     env = {"OMP_NUM_THREADS": "1"} | os.environ | ELSEWHERE[where]
-    compiled = () if where == "enforced types" else ("tests/compiled",)
-    rooms = "--share", share, "tests", "mtlfunc", "tests/laboratory", *compiled
+    rooms = "--share", share, "tests", "mtlfunc", "tests/laboratory", "tests/compiled"
     python("-m", "pytest", "-n", "0", "-p", "no:cacheprovider", *rooms, env=env)

@@ -305,17 +305,12 @@ def begun(tmp_path):
     return tmp_path / "sweep"
 
 
+A, B = torch.arange(3), [1, 2]
+OTHERS = [(torch.arange(2), B), (A, [1, 3]), (A.float(), B), ([0, 1, 2], B), (A, [1.0, 2.0])]
+
+
 @pytest.mark.parametrize(
-    "axes",
-    [
-        {"a": torch.arange(2), "b": [1, 2]},
-        {"a": torch.arange(3), "b": [1, 3]},
-        {"a": torch.arange(3.0), "b": [1, 2]},
-        {"a": [0, 1, 2], "b": [1, 2]},
-        {"a": torch.arange(3), "b": [1.0, 2.0]},
-        {"b": [1, 2], "a": torch.arange(3)},
-        {"a": torch.arange(3)},
-    ],
+    "axes", [*({"a": a, "b": b} for a, b in OTHERS), {"b": B, "a": A}, {"a": A}]
 )
 def test_grid_refuses_the_folder_of_other_axes(begun, axes):
     with pytest.raises(ValueError, match=r"path: .*axes\.json says other axes"):

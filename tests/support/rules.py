@@ -64,13 +64,9 @@ def with_absent(rule, J, losses, present, steps=3):
 
 
 STATIONARY = (
-    "antiparallel",
-    "pareto_stationary",
-    "near_stationary",
-    "integer_ties",
-    "rank_deficient",
+    "antiparallel", "pareto_stationary", "near_stationary", "integer_ties", "rank_deficient",
     "zero_row",
-)
+)  # fmt: skip
 """Families in which 0 may be in the hull of the gradients, or next to it."""
 
 
