@@ -62,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("rule", nargs="?", help="module:rule: a Rule, a factory of one, or f(gramian[, losses])")
     add("--solver", metavar="MODULE:SOLVER", help="check a solver by its certificates instead")
     add("--problems", nargs="+", choices=KINDS, help="of a solver: which; default: all it takes")
-    can = "of a solver: what it says that it can do"
-    add("--claims", nargs="+", choices=("vmap", "grad"), help=can)
+    add("--claims", nargs="+", choices=("vmap", "grad"), help="of a solver: what it claims to do")
     ends: Any = {"nargs": 2, "type": int, "metavar": ("LEAST", "MOST")}
     add("--tasks", help="of a solver: numbers of tasks (default: 1 to 8, 12 and 20)", **ends)
     add("--only", help="test these properties only; quote names with spaces", **names)
@@ -77,7 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = _parser()
-    options = vars(parser.parse_args(argv))  # those that are not left out
+    given = vars(parser.parse_args(argv))  # those that are not left out
+    options = {key: tuple(x) if key == "tasks" else x for key, x in given.items()}
     if ("rule" in options) == ("solver" in options):
         parser.error("expected either module:rule or --solver module:solver")
     kind, other = ("solver", "rule") if "solver" in options else ("rule", "solver")
