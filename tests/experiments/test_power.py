@@ -54,7 +54,7 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     said = "2 of 6 methods are shown to differ from the mean loss in accuracy (points, 20 seeds): "
     assert f"{said}Nash-MTL by +" in told
     assert "MGDA by -" in told
-    assert "Dividing Nash-MTL's weights by their sum costs +" in told
+    assert told.partition("Nash-MTL's weights by their sum costs ")[2][:1].isdigit()
     seeds, levels, deltas, _ = power.found(record)
     assert seeds == [*power.SEEDS]
     at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
