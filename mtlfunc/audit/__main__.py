@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     """Prints the table; returns the exit status."""
     parser = _parser()
     given = vars(parser.parse_args(argv))  # those that are not left out
-    options = {key: tuple(x) if key == "tasks" else x for key, x in given.items()}
+    options: dict[str, Any] = {k: tuple(x) if k == "tasks" else x for k, x in given.items()}
     if ("rule" in options) == ("solver" in options):
         parser.error("expected either module:rule or --solver module:solver")
     kind, other = ("solver", "rule") if "solver" in options else ("rule", "solver")
