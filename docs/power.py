@@ -104,9 +104,8 @@ def sentence() -> str:
     said += f" {these} with one device's runs, not with another's." * bool(hang)
     if rivals[study.NASH].verdict == others[study.NASH].verdict == "above":
         arm, *_ = against_arms(found.levels, study.NASH, study.ARMS)
-        cost = bracket(arm.rest.found.mixed).replace("+", "") + " (not shown)" * (
-            arm.rest.verdict == "not shown"
-        )
+        cost = bracket(arm.rest.found.mixed).replace("+", "")
+        cost += " (not shown)" * (arm.rest.verdict == "not shown")
         said += f" Dividing Nash-MTL's weights by their sum costs {cost}."
     return said
 
