@@ -20,7 +20,7 @@ K = TypeVar("K", bound=Any)
 
 LARGEST = 64
 """Entries of a tensor that are written out as code."""
-WIDTH = 88
+WIDTH = 100
 """Letters of one line; what is longer ends in …"""
 VALUES = 6
 """The most numbers of a tensor that are shown in a field; 9 in a matrix."""
@@ -178,32 +178,22 @@ def _same(one: Any, other: Any) -> bool:
     return getattr(same, "ndim", 0) == 0 and bool(same)  # an array answers entry by entry
 
 
-def fields_shown(kind: K) -> K:
-    """Show a named tuple by one line per field, of large tensors the shape alone."""
+def shown(kind: K) -> K:
+    """Show a named tuple of functions by the code that makes it, or else by its fields; any other
+    by one line per field, of large tensors the shape alone.
+    """
 
     def text(self: Any) -> str:
-        lines, width = [type(self).__name__], max(map(len, self._fields), default=0)
-        for name, x in zip(self._fields, self, strict=True):
-            if not isinstance(x, tuple | dict) or x:
-                line = _line(x)
-                line = line if len(line) <= WIDTH else f"{line[: WIDTH - 1]}…"
-                lines.append(f"  {name:{width}}  {line}")
-        return "\n".join(lines)
-
-    kind.__repr__ = text
-    return kind
-
-
-def functions_shown(kind: K) -> K:
-    """Show a named tuple of functions by the code that makes it, or else by its fields."""
-
-    def text(self: Any) -> str:
-        if call := call_of(self):
-            return repr(call)
-        default = type(self)._field_defaults
-        pairs = zip(self._fields, self, strict=True)
-        shown = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
-        return f"{type(self).__name__}({', '.join(shown)})"
+        name, pairs = type(self).__name__, list(zip(self._fields, self, strict=True))
+        if callable(self[0]):
+            default = self._field_defaults
+            given = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
+            return repr(call) if (call := call_of(self)) else f"{name}({', '.join(given)})"
+        width = max(map(len, self._fields))
+        full = (pair for pair in pairs if not isinstance(pair[1], tuple | dict) or pair[1])
+        lines = (f"  {key:{width}}  {_line(x)}" for key, x in full)
+        cut = (x if len(x) <= WIDTH else f"{x[: WIDTH - 1]}…" for x in lines)
+        return "\n".join([name, *cut])
 
     kind.__repr__ = text
     return kind

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 # what makes rules imports `constructor` with their types
-from .calls import constructor, fields_shown, functions_shown  # noqa: F401
+from .calls import constructor, shown  # noqa: F401
 
 Params = dict[str, Tensor]
 """Parameters by the names of `module.named_parameters()`; a complex leaf is two real ones."""
@@ -45,7 +45,7 @@ class LossesFn(Protocol):
     def __call__(self, params: Params, batch: Batch, /) -> Any: ...
 
 
-@fields_shown
+@shown
 class Geometry(NamedTuple):
     """All that a rule may see of one step.
 
@@ -72,7 +72,7 @@ class Metric(NamedTuple):
     carried: Params
 
 
-@fields_shown
+@shown
 class TaskGradients(NamedTuple):
     """What a probe measured in one step, and the way back from weights to a gradient."""
 
@@ -83,7 +83,7 @@ class TaskGradients(NamedTuple):
     part: Tensor | None = None  # [task], this process's of each loss; None is all of it
 
 
-@functions_shown
+@shown
 class Probe(NamedTuple):
     """Decides what is differentiated and where the geometry of the tasks is measured."""
 
@@ -119,7 +119,7 @@ Heads = Literal["plain", "own", "weighted"]
 """
 
 
-@functions_shown
+@shown
 class Rule(NamedTuple):
     """Turns geometry and its own state into weights."""
 
@@ -132,7 +132,7 @@ class Rule(NamedTuple):
     heads: Heads = "plain"
 
 
-@functions_shown
+@shown
 class Optimizer(NamedTuple):
     """Moves parameters along a gradient."""
 
@@ -143,7 +143,7 @@ class Optimizer(NamedTuple):
     scales: Callable[[Any, Params], tuple[Params, Params]] | None = None
 
 
-@fields_shown
+@shown
 class Info(NamedTuple):
     """Diagnostics of one step; never carried to the next.
 
@@ -219,7 +219,7 @@ class Change(NamedTuple):
     actual: Float[Tensor, " task"]  # L_t(θ') - L_t(θ)
 
 
-@fields_shown
+@shown
 class BalanceState(NamedTuple):
     """What a balanced step carries: the probe's state, the rule's, and which tasks there are."""
 
@@ -244,7 +244,7 @@ class BalanceUpdate(Protocol):
     ) -> tuple[Params, BalanceState, Info]: ...
 
 
-@functions_shown
+@shown
 class Balance(NamedTuple):
     """A step without an optimizer: parameters and a batch in, one gradient out."""
 
@@ -252,7 +252,7 @@ class Balance(NamedTuple):
     update: BalanceUpdate
 
 
-@fields_shown
+@shown
 class TrainState(NamedTuple):
     """What a training run carries from step to step."""
 
@@ -273,7 +273,7 @@ class StepUpdate(Protocol):
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Info]: ...
 
 
-@functions_shown
+@shown
 class Step(NamedTuple):
     """A step with an optimizer."""
 
@@ -281,7 +281,7 @@ class Step(NamedTuple):
     update: StepUpdate
 
 
-@fields_shown
+@shown
 class Solution(NamedTuple):
     """A solver's answer with its certificate, both made in float64 and then rounded to the dtype of
     the Gramian; `mtlfunc.solvers.certify` says what the rounded weights are worth.

@@ -1,5 +1,5 @@
-"""A torch newer than those that CI tests is tried at import: what leans on its private parts has to
-give what `torch.autograd.grad` of single scalars gives, or rows are made one by one.
+"""A newer torch than CI tests is tried at import: if what leans on its private parts does not give
+what `torch.autograd.grad` of single scalars gives, rows are made one by one.
 """
 
 from typing import Any
@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import hooks, internals
-from ..core.checks import user_level
-from ..core.transforms import enable_grad, inside_transform
+from ..core import checks, hooks, internals, transforms
 from ..gradients import sample_gramian, task_gradients, task_gramian
 from ..gradients.layerwise import graph
 from ..rules import mean
@@ -65,12 +63,11 @@ def answers() -> Any:
 def wrong() -> str:
     """What is wrong with the first wrong answer."""
     try:
-        with enable_grad():
+        with transforms.enable_grad():
             for found, wanted in answers():
-                try:
-                    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
-                except AssertionError:
-                    return "other numbers"
+                torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+    except AssertionError:
+        return "other numbers"
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
@@ -78,12 +75,12 @@ def wrong() -> str:
 
 def try_torch() -> None:
     """Warn if this torch differs; if numbers do, its private parts are trusted no more."""
-    differs = ", ".join(f"{name} is gone" for name in internals.GONE)
-    inside = inside_transform()
-    if found := "it is imported inside a transform" if inside else wrong():
+    differs = [f"{name} is gone" for name in internals.GONE]
+    inside = "it is imported inside a transform" * transforms.inside_transform()
+    if found := inside or wrong():
         internals.Trust.private = False
         right = "rows are made one by one: slower and right"
-        differs = f"{found}; {right if inside or not wrong() else 'numbers may be wrong'}"
+        differs = [found, right if inside or not wrong() else "numbers may be wrong"]
     if differs:
-        told = f"torch {torch.__version__} is newer than those tested, and differs: {differs}"
-        warn(told, RuntimeWarning, user_level())
+        said = f"torch {torch.__version__} is newer than those tested, and differs: "
+        warn(said + "; ".join(differs), RuntimeWarning, checks.user_level())
