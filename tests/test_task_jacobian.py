@@ -204,7 +204,7 @@ def test_prints():
         (lambda J: J @ {k: x.to("meta") for k, x in STEP.items()}, "step: .*device"),
         (lambda J: J[0, 1], r"J\[...\]: .*below 3, got \(0, 1\)"),
         (lambda J: J[[3]], r"J\[...\]: .*below 3, got \[3\]"),
-        (lambda J: J[True], r"J\[...\]: .*below 3, got True"),
+        *((lambda J, w=w: J[w], rf"J\[...\]: .*below 3, got {w}") for w in (True, None)),
         (lambda J: J @ {"0.weight": STEP["0.weight"]}, "step: .*J.over"),
         (lambda J: J @ W, "step: .*Tensor"),
         (lambda J: (C @ J).weighted(C), "weightings: .*C @ J"),

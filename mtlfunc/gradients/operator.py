@@ -271,10 +271,10 @@ class TaskJacobian:
         """
         rows = torch.eye(len(self), device=self.forward.value.device)
         try:
-            rows = rows[[which] if isinstance(which, bool) else which].reshape(-1, len(self))
+            rows = torch.atleast_2d(rows[[which] if isinstance(which, bool) else which])
         except (IndexError, TypeError, RuntimeError, ValueError):
             rows = rows[:0]
-        if not len(rows):
+        if not len(rows) or rows.shape[1:] != (len(self),):
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
             )
