@@ -181,12 +181,9 @@ def test_arguments_are_freed_with_their_part():
         gc.enable()
 
 
-SCREEN = 24  # lines of a terminal
-
-
 def fits(x) -> str:
     text = repr(x)
-    assert len(text.splitlines()) <= SCREEN
+    assert len(text.splitlines()) <= 24  # lines of a terminal
     assert max(map(len, text.splitlines())) <= 240
     assert " at 0x" not in text
     return text

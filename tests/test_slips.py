@@ -14,6 +14,7 @@ TORCH = "optimizer: got torch.optim.Adam, which moves parameters in place"
 LOOP = r"mtlfunc\.balance, mtlfunc\.assign_gradients and optimizer\.step\(\)"
 ADAM, KEY, ONES = torch.optim.Adam(net.parameters()), mf.random.key(0), {"x": torch.ones(2)}
 RULE, PROBE, SGD = mf.mgda(), mf.jacobian(SHARED), mf.sgd(0.1)
+BY = mf.jacobian(weightings=lambda batch: torch.eye(TASKS))
 PLAIN = mf.descend(vector, RULE, PROBE, SGD)
 LEARNING = mf.descend(vector, mf.gradnorm(0.5), PROBE, mf.adam(0.1))
 TWO = mf.descend(lambda p, b: vector(p, b)[:2], mf.gradnorm(0.5), PROBE, mf.adam(0.1))
@@ -73,6 +74,7 @@ PARTS = {
     "decode without parameters": (lambda: mf.representation(encode, lambda z, batch: z), "decode:"),
     "one beta": (lambda: mf.adam(1e-3, betas=0.9), r"betas: expected a pair.* got 0\.9"),
     "text in aux": (lambda: started(losses_fn=with_aux({"name": "x"}), has_aux=True), "losses_fn:"),
+    "aux of samples": (lambda: started(RULE, BY, with_aux(0), has_aux=True), "fn: aux holds 0"),
     "no state": (lambda: started()[0].update(PARAMS, BATCH, None), "state:"),
     "parameters for a state": (lambda: PLAIN.update(PARAMS, BATCH), "state: .* type dict; start"),
     "state and info": (lambda: PLAIN.update(PLAIN.update(begun(), BATCH), BATCH), "state:"),

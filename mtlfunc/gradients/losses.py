@@ -72,13 +72,12 @@ def parse_losses(
             _check_tasks(given, tasks, what, first)
             if names is not None and names != tuple(tasks):
                 names, several = tuple(tasks), tuple(out[name] for name in tasks)
-        if not several or [x for x in several if not isinstance(x, Tensor) or x.ndim]:
-            labelled = zip(names or range(len(several)), several, strict=True)
-            wrong = [
-                f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__} for task {task!r}"
-                for task, x in labelled
-                if not isinstance(x, Tensor) or x.ndim
-            ]
+        wrong = [
+            f"{list(x.shape) if isinstance(x, Tensor) else type(x).__name__} for task {task!r}"
+            for task, x in zip(names or range(len(several)), several, strict=True)
+            if not isinstance(x, Tensor) or x.ndim
+        ]
+        if wrong or not several:
             raise ValueError(
                 f"{what}: expected a vector [task], or a tuple or dict of scalar tensors, got "
                 f"{', '.join(wrong) or type(out).__name__}; {_cure(out, several)}"
@@ -111,26 +110,28 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
 
 def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:
     """`parse_losses` of what `losses_fn` returned, if that is what `has_aux` says."""
-    pair = is_pair(out)
-    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
-        raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
-    if has_aux and not pair:
-        raise ValueError(
-            "losses_fn: expected losses of shape [task] in (losses, aux), got a scalar; with one "
-            "task, return losses[None]"
-        )
-    if not has_aux and pair:
+    if has_aux:
+        _declared(out)
+        if not is_pair(out):
+            raise ValueError("losses_fn: got one scalar and aux; of one task return losses[None]")
+    elif is_pair(out):
         raise ValueError(
             "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
             "reduce each to one number"
         )
-    strange = [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)] if pair else []
-    if strange:
+    return parse_losses(out, tasks=tasks)
+
+
+def _declared(out: Any) -> tuple[Any, Any]:
+    """The same, or an error unless it is a pair (losses, aux) with a pytree of tensors."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
+    if strange := [leaf for leaf in tree_leaves(out[1]) if not isinstance(leaf, Tensor)]:
         raise TypeError(
             f"losses_fn: aux holds {strange[0]!r}, but all its leaves must be tensors; use "
             "torch.as_tensor, and () for nothing"
         )
-    return parse_losses(out, tasks=tasks)
+    return out
 
 
 def parse_alone(out: Any) -> Losses:
@@ -161,9 +162,7 @@ def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False
     """
     aux: Any = ()
     if has_aux:
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise ValueError("has_aux=True, but losses_fn did not return a pair (losses, aux)")
-        out, aux = out
+        out, aux = _declared(out)
     elif is_pair(out):
         raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
