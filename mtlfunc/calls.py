@@ -16,7 +16,6 @@ from torch import Tensor
 
 P = ParamSpec("P")
 T = TypeVar("T")
-K = TypeVar("K", bound=Any)
 
 LARGEST = 64
 """Entries of a tensor that are written out as code."""
@@ -62,9 +61,9 @@ class Call:
         return bound.arguments
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Call) and self.make is other.make:
-            return _same(self.arguments, other.arguments)
-        return False
+        if not isinstance(other, Call) or self.make is not other.make:
+            return False
+        return _same(self.arguments, other.arguments)
 
     def __hash__(self) -> int:
         return hash(self.make)  # arguments may be tensors
@@ -150,16 +149,14 @@ def written(x: Any) -> str:
 
 def _name(function: Any) -> str:
     """As one writes it after `import mtlfunc as mf`; of others', and inner ones, the last name."""
-    name = function.__qualname__
-    package, _, room = function.__module__.partition(".")
-    if package != __name__.partition(".")[0] or "<" in name:
-        return name.rpartition(".")[2]
-    if vars(sys.modules[package]).get(name) is function:
-        return f"mf.{name}"
-    place = room.partition(".")[0]
-    rooms = {"testing": "solvers", "core": "optim", "probes": "physics"}
-    open_ = getattr(sys.modules.get(f"{package}.{place}"), name, None) is function
-    return f"mf.{place if open_ else rooms.get(place, place)}.{name}"
+    name, (package, *rooms) = function.__qualname__, function.__module__.split(".")
+    public = {"testing": "solvers", "core": "optim", "probes": "physics"}  # of makers there
+    if package == __name__.partition(".")[0] and "<" not in name:
+        mf = sys.modules[package]
+        for place in ("", rooms[0], public.get(rooms[0], "")):
+            if getattr(getattr(mf, place, mf), name, None) is function:
+                return f"mf.{place}.{name}".replace("..", ".")
+    return name.rpartition(".")[2]
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -178,7 +175,7 @@ def _same(one: Any, other: Any) -> bool:
     return getattr(same, "ndim", 0) == 0 and bool(same)  # an array answers entry by entry
 
 
-def shown(kind: K) -> K:
+def shown(kind: type[T]) -> type[T]:
     """Show a named tuple of functions by the code that makes it, or else by its fields; any other
     by one line per field, of large tensors the shape alone.
     """
