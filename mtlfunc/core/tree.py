@@ -13,7 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from ..types import Metric, Params, Rows, Select
 from .internals import forward_level
 from .transforms import constant_when_compiled, depth, same_storage
-from .wrappers import refuse_inner_steps, refuse_shards, refuse_wrapped
+from .wrappers import refuse_inner_steps, refuse_shards, refuse_twice, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[frozenset[str], str]] = WeakIdKeyDictionary()
 """A parameter's name in every dict that `parameters` handed out, by the names of all in there."""
@@ -33,11 +33,15 @@ def parameters(module: nn.Module) -> Params:
     Returns:
         `{name: tensor}` by the names of `module.named_parameters()`.
 
+    Raises:
+        ValueError: for a module of two names, if functional_call would leave tensors in it.
+
     Examples:
         >>> sorted(parameters(nn.Linear(2, 1)))
         ['bias', 'weight']
     """
     refuse_wrapped(module)
+    refuse_twice(module)
     found = trained(module)
     for name, leaf in found.items():
         _NAMES.setdefault(leaf, {})[frozenset(found)] = name

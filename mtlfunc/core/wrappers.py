@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 DDP = "DistributedDataParallel"
@@ -38,6 +39,23 @@ def refuse_wrapped(module: nn.Module) -> None:
             raise NotImplementedError(f"{where} is wrapped in {kind}: {_REFUSED[kind]}")
 
 
+def refuse_twice(module: nn.Module) -> None:
+    """Raise for one that functional_call would leave without parameters (pytorch issue 164759)."""
+    first: dict[nn.Module, str] = {}
+    for name, inner in module.named_modules(remove_duplicate=False):
+        known, own = first.setdefault(inner, name), inner.parameters(recurse=False)
+        if known != name and any(x.requires_grad for x in own):
+            twice = nn.PReLU()  # which draws no random number
+            functional_call(nn.Sequential(twice, twice), {"0.weight": torch.ones(1)}, torch.ones(1))
+            if isinstance(twice.weight, nn.Parameter):
+                return  # this torch gives them back
+            raise ValueError(
+                f"module: {known} is registered again as {name}, and functional_call would leave "
+                "tensors in place of its parameters; register it once, and call it in `forward` "
+                "where the other name stands (a Balancer on live losses takes it as it is)"
+            )
+
+
 def refuse_shards(params: Any, argument: str = "params") -> None:
     """Raise for a parameter that is a DTensor, of which a process holds a part."""
     if not (dist.is_available() and dist.is_initialized() and isinstance(params, Mapping)):
@@ -65,9 +83,7 @@ def refuse_inner_steps(leaves: Mapping[str, Any]) -> None:
 
 
 def refuse_wrapped_calls() -> AbstractContextManager[Any]:
-    """While a forward pass runs: raise where it calls a wrapped module. There is none without a
-    process group.
-    """
+    """Raise where a forward pass calls a wrapped module; none is without a process group."""
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return nullcontext()
     thread = threading.get_ident()
