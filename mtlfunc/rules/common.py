@@ -164,9 +164,9 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
     name = getattr(f, "__name__", "the rule")
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian = gramian_of(geometry)
-        weights = f(gramian) if count == 1 else f(gramian, geometry.losses)
-        return refuse_absent(weights, geometry, name), ()
+        known = gramian_of(geometry), geometry.losses
+        refuse_absent(geometry.losses, geometry, name)  # before rows of zeros cause another error
+        return refuse_absent(f(*known[:count]), geometry, name), ()
 
     reads = ("gramian", "losses")[:count]
     return Rule(no_state(), update, frozenset((*reads, "present")))
