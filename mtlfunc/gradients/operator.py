@@ -201,7 +201,7 @@ class TaskJacobian:
             )
         along = {name: leaf[None] for name, leaf in real_of(dict(step)).items()}
         rows = self.measure(rows=True, combine=False).rows
-        return dot(rows, along, self.columns)[:, 0].to(self.losses)
+        return dot(rows, along, self.columns)[:, 0]
 
     def over(self, shared: Select) -> TaskJacobian:
         """The same losses over other parameters: a glob, a predicate, a module, or several."""
@@ -270,11 +270,12 @@ class TaskJacobian:
         heads get the gradients of the chosen tasks alone; while compiling, of all tasks.
         """
         rows = torch.eye(len(self), device=self.forward.value.device)
+        some = list(range(len(self))[which]) if isinstance(which, slice) else which
         try:
-            rows = torch.atleast_2d(rows[[which] if isinstance(which, bool) else which])
+            rows = torch.atleast_2d(rows[[some] if isinstance(some, bool) else some])
         except (IndexError, TypeError, RuntimeError, ValueError):
             rows = rows[:0]
-        if not len(rows) or rows.shape[1:] != (len(self),):
+        if not len(rows) or rows.shape[1:] != (len(self),) or isinstance(which, tuple):
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
             )
@@ -287,7 +288,7 @@ class TaskJacobian:
         return replace(jacobian, chosen=tuple(map(self.names.__getitem__, rows.argmax(1).tolist())))
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
-        """`J.push(step)`."""
+        """`J.push(step)`; a function compiled with `fullgraph=True` calls the methods instead."""
         return self.push(step)
 
     def __rmatmul__(self, left: Tensor) -> Any:
