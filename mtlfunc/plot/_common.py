@@ -81,9 +81,9 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
     try:
         array = np.asarray(given, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        got = f"got a {type(value).__name__} that cannot be one; stack the steps of a loop"
-        cure = "as torch.stack([info.weights for info in infos])"
-        raise ValueError(f"{name}: expected one array of numbers, {got}, {cure}") from error
+        got = f"got a {type(value).__name__} that cannot be one; pass a field of it, such as"
+        cure = "info.gramian, or of a loop's steps torch.stack([info.weights for info in infos])"
+        raise ValueError(f"{name}: expected one array of numbers, {got} {cure}") from error
     whole = [None if size == "*" else size for size in shape]
     forms = [[size for size in shape if size != "*"], whole]
 
