@@ -17,12 +17,8 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 
-LARGEST = 64
-"""Entries of a tensor that are written out as code."""
-WIDTH = 100
-"""Letters of one line; what is longer ends in …"""
-VALUES = 6
-"""The most numbers of a tensor that are shown in a field; 9 in a matrix."""
+WIDTH = 100  # letters of one line; what is longer ends in …
+VALUES = 6  # the most numbers of a tensor that are shown in a field; 9 in a matrix
 
 
 def constructor(make: Callable[P, T]) -> Callable[P, T]:
@@ -139,8 +135,8 @@ def written(x: Any) -> str:
     if type(x) is dict:
         return f"{{{', '.join(f'{key!r}: {written(value)}' for key, value in x.items())}}}"
     if isinstance(x, Tensor):
-        large = x.numel() > LARGEST
-        return f"<{x.dtype} {list(x.shape)}>" if large else f"torch.{' '.join(repr(x).split())}"
+        kind = f"<{x.dtype} {list(x.shape)}>"
+        return kind if x.numel() > 64 else f"torch.{' '.join(repr(x).split())}"
     text = repr(x)
     if callable(x) and hasattr(x, "__qualname__"):
         return text if isinstance(x, Made) else _name(x)
@@ -149,7 +145,8 @@ def written(x: Any) -> str:
 
 def _name(function: Any) -> str:
     """As one writes it after `import mtlfunc as mf`; of others', and inner ones, the last name."""
-    name, (package, *rooms) = function.__qualname__, function.__module__.split(".")
+    name, place = function.__qualname__, getattr(function, "__module__", None) or ""
+    package, *rooms = place.split(".")
     public = {"testing": "solvers", "core": "optim", "probes": "physics"}  # of makers there
     if package == __name__.partition(".")[0] and "<" not in name:
         mf = sys.modules[package]

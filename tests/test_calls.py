@@ -106,6 +106,7 @@ def test_parts_of_other_arguments_differ():
     assert mf.cagrad(1) != mf.cagrad(True) != mf.cagrad(1.0)
     f = lambda gramian: gramian.diagonal()  # noqa: E731
     assert mf.stateless(f) == mf.stateless(f)
+    assert repr(mf.stateless(torch.Tensor.diagonal)) == "mf.stateless(diagonal)"
     assert mf.stateless(f) != mf.stateless(lambda gramian: gramian.diagonal())
 
 
