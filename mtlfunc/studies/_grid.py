@@ -52,9 +52,9 @@ def grid(
             integer). A list of numbers or strings, or a dict `{label: value}` of anything (rules,
             modules, settings), is looped over in Python: `f` gets the value itself.
         points_at_once: at most how many points are in one vmap, which bounds the memory; 1 is a
-            plain loop, for a function that cannot be vmapped. Such a chunk is also what a worker
-            gets and what is written. None is all of the tensor axes; with `path` and no `executor`
-            a 32nd or 16th of the grid, or all where that takes hardly longer or half a minute.
+            plain loop, for what torch cannot vmap or vmaps wrongly (index_fill by a tensor). A
+            worker and a file get such a chunk. None is all of the tensor axes; with `path` and no
+            `executor` a 32nd or 16th, or all where that takes hardly longer or half a minute.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
