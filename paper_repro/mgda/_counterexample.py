@@ -292,7 +292,9 @@ def trajectories(paths: dict[str, Path], example: Example) -> Figure:
     begin, (x, y) = example
     share = torch.linspace(0, 1, 101, dtype=torch.float64)[:, None]
     # minimisers of s L_1 + (1 - s) L_2
-    optimal = torch.linalg.lstsq(x, (share * y[0] + (1 - share) * y[1]).T).solution.T
+    targets = (share * y[0] + (1 - share) * y[1]).T
+    # the default driver may take a wrong rank where columns of x depend on each other
+    optimal = torch.linalg.lstsq(x, targets, driver="gelsd").solution.T
     front = torch.stack([losses({"w": w}, (x, y)) for w in optimal])
     for axis, points, label in zip(spaces, (front, optimal), ("front", "set"), strict=True):
         look = {"color": "#999999", "linewidth": 4, "alpha": 0.6}
