@@ -17,6 +17,7 @@ from torch import Tensor
 P = ParamSpec("P")
 T = TypeVar("T")
 
+LARGEST = 64  # entries of a tensor that are written out as code
 WIDTH = 100  # letters of one line; what is longer ends in …
 VALUES = 6  # the most numbers of a tensor that are shown in a field; 9 in a matrix
 
@@ -136,7 +137,7 @@ def written(x: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {written(value)}' for key, value in x.items())}}}"
     if isinstance(x, Tensor):
         kind = f"<{x.dtype} {list(x.shape)}>"
-        return kind if x.numel() > 64 else f"torch.{' '.join(repr(x).split())}"
+        return kind if x.numel() > LARGEST else f"torch.{' '.join(repr(x).split())}"
     text = repr(x)
     if callable(x) and hasattr(x, "__qualname__"):
         return text if isinstance(x, Made) else _name(x)
@@ -145,14 +146,14 @@ def written(x: Any) -> str:
 
 def _name(function: Any) -> str:
     """As one writes it after `import mtlfunc as mf`; of others', and inner ones, the last name."""
-    name, place = function.__qualname__, getattr(function, "__module__", None) or ""
-    package, *rooms = place.split(".")
-    public = {"testing": "solvers", "core": "optim", "probes": "physics"}  # of makers there
-    if package == __name__.partition(".")[0] and "<" not in name:
-        mf = sys.modules[package]
-        for place in ("", rooms[0], public.get(rooms[0], "")):
-            if getattr(getattr(mf, place, mf), name, None) is function:
-                return f"mf.{place}.{name}".replace("..", ".")
+    name, module = function.__qualname__, getattr(function, "__module__", None) or ""
+    package, room, *_ = f"{module}..".split(".")
+    if package == __name__.partition(".")[0]:
+        mf, made_for = sys.modules[package], {"testing": "solvers", "core": "optim"}
+        rooms = room, made_for.get(room, "physics")
+        for place, holder in (("mf", mf), *((f"mf.{x}", getattr(mf, x, None)) for x in rooms)):
+            if getattr(holder, name, None) is function:
+                return f"{place}.{name}"
     return name.rpartition(".")[2]
 
 
@@ -178,11 +179,13 @@ def shown(kind: type[T]) -> type[T]:
     """
 
     def text(self: Any) -> str:
+        if call := call_of(self):
+            return repr(call)
         name, pairs = type(self).__name__, list(zip(self._fields, self, strict=True))
         if callable(self[0]):
             default = self._field_defaults
             given = [f"{key}={written(x)}" for key, x in pairs if x is not default.get(key, ...)]
-            return repr(call) if (call := call_of(self)) else f"{name}({', '.join(given)})"
+            return f"{name}({', '.join(given)})"
         width = max(map(len, self._fields))
         full = (pair for pair in pairs if not isinstance(pair[1], tuple | dict) or pair[1])
         lines = (f"  {key:{width}}  {_line(x)}" for key, x in full)
