@@ -120,15 +120,15 @@ def total_present(x: Tensor, present: Tensor, whole: float) -> Tensor:
     return torch.where(present.all(), whole, total.where(total > 0, 1.0))
 
 
-def refuse_absent(weights: Tensor, geometry: Geometry, rule: str) -> Tensor:
-    """`weights`; raises an error where a row is absent, or NaN where that cannot be seen."""
+def refuse_absent(weights: Callable[[], Tensor], geometry: Geometry, rule: str) -> Tensor:
+    """`weights()`; raises an error first where a row is absent, or NaN where that is not seen."""
     if all_present(geometry.present):
-        return weights
+        return weights()
     if values_readable(geometry.present) and not bool(geometry.present.all()):
         absent = (~geometry.present).nonzero().flatten().tolist()
         said = f"{rule} needs every task in every batch, but tasks {absent} are absent from this"
         raise ValueError(f"{said}; leave such a batch out, or take a rule that reads `present`")
-    return weights.where(geometry.present.all(), float("nan"))
+    return weights().where(geometry.present.all(), float("nan"))
 
 
 @constructor
@@ -165,8 +165,7 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         known = gramian_of(geometry), geometry.losses
-        refuse_absent(geometry.losses, geometry, name)  # before rows of zeros cause another error
-        return refuse_absent(f(*known[:count]), geometry, name), ()
+        return refuse_absent(lambda: f(*known[:count]), geometry, name), ()
 
     reads = ("gramian", "losses")[:count]
     return Rule(no_state(), update, frozenset((*reads, "present")))
