@@ -83,7 +83,7 @@ def refuse_inner_steps(leaves: Mapping[str, Any]) -> None:
 
 
 def refuse_wrapped_calls() -> AbstractContextManager[Any]:
-    """Raise where a forward pass calls a wrapped module; none is without a process group."""
+    """Raise where a forward pass calls a wrapped module; without a process group there is none."""
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():
         return nullcontext()
     thread = threading.get_ident()
