@@ -160,11 +160,9 @@ def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False
     """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened; raises an
     error for others.
     """
-    aux: Any = ()
-    if has_aux:
-        out, aux = _declared(out)
-    elif is_pair(out):
+    if not has_aux and is_pair(out):
         raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
+    out, aux = _declared(out) if has_aux else (out, ())
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
         found = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
