@@ -1,13 +1,10 @@
-"""Parts of a method are data: each remembers the call that made it, and is written, compared and
-pickled as that call. Named tuples of tensors are shown on one screen.
-"""
+"""A part of a method is data: it is written, compared and pickled as the call that made it."""
 
 import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
-from importlib import import_module
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
@@ -57,10 +54,9 @@ class Call:
         bound.apply_defaults()
         return bound.arguments
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Call) or self.make is not other.make:
-            return False
-        return _same(self.arguments, other.arguments)
+    def __eq__(self, other: Any) -> bool:
+        alike = isinstance(other, Call) and self.make is other.make
+        return alike and _same(self.arguments, other.arguments)
 
     def __hash__(self) -> int:
         return hash(self.make)  # arguments may be tensors
@@ -99,15 +95,14 @@ class Made:
         return f"{self.call!r}.{self.field}" if self.field else repr(self.call)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        make = self.call.make
-        return _again, (make.__module__, make.__name__, self.call.arguments, self.field)
+        return _again, (self.call.make, self.call.arguments, self.field)
 
     def __deepcopy__(self, memo: Any) -> "Made":
         return self  # nothing in it changes
 
 
-def _again(module: str, name: str, arguments: dict[str, Any], field: str) -> Any:
-    made = getattr(import_module(module), name)(**arguments)
+def _again(make: Callable[..., Any], arguments: dict[str, Any], field: str) -> Any:
+    made = make(**arguments)
     return getattr(made, field) if field else made
 
 
@@ -146,25 +141,21 @@ def written(x: Any) -> str:
 
 def _name(function: Any) -> str:
     """As one writes it after `import mtlfunc as mf`; of others', and inner ones, the last name."""
-    name, module = function.__qualname__, getattr(function, "__module__", None) or ""
-    package, room, *_ = f"{module}..".split(".")
-    if package == __name__.partition(".")[0]:
-        mf, made_for = sys.modules[package], {"testing": "solvers", "core": "optim"}
-        rooms = room, made_for.get(room, "physics")
-        for place, holder in (("mf", mf), *((f"mf.{x}", getattr(mf, x, None)) for x in rooms)):
-            if getattr(holder, name, None) is function:
+    name, package = function.__qualname__, __name__.partition(".")[0]
+    if f"{getattr(function, '__module__', None)}.".startswith(f"{package}."):
+        mf = sys.modules[package]
+        for place, room in (("mf", mf), *((f"mf.{x}", vars(mf).get(x)) for x in mf.__all__)):
+            if getattr(room, name, None) is function:
                 return f"{place}.{name}"
     return name.rpartition(".")[2]
 
 
 def _same(one: Any, other: Any) -> bool:
     """Whether two arguments are equal; tensors with their dtypes and devices."""
-    if one is other:
-        return True
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
+    if one is other or type(one) is not type(other):
+        return one is other
+    if isinstance(one, Tensor):
         return (one.dtype, one.device) == (other.dtype, other.device) and torch.equal(one, other)
-    if type(one) is not type(other):
-        return False
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, tuple | list):
