@@ -96,6 +96,15 @@ def test_least_weights_are_optimal(page, family, tasks):
     assert -1e-12 <= float(gap) <= 1e-12
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_least_weights_where_the_answers_gradient_vanishes(page, dtype):
+    """As at the end of training: the products of that corner are rounding alone."""
+    J, c = jacobian("gaussian", 4).to(dtype), torch.tensor([0.0, 0.2, 0.1, 0.3]).to(dtype)
+    corner = c + (1 - c.sum()) * torch.eye(4)[0].to(dtype)
+    J[0] -= corner @ J / corner[0]
+    near(mf.weights(page["at_least"](c), J @ J.mT), corner, 1e-4)
+
+
 def test_least_weights_map_and_differentiate(page):
     c = torch.tensor([0.1, 0.3, 0.05], dtype=F64)
     J = torch.stack([jacobian("gaussian", 3, seed) for seed in range(4)])
