@@ -97,9 +97,6 @@ class Made:
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.call.make, self.call.arguments, self.field)
 
-    def __deepcopy__(self, memo: Any) -> "Made":
-        return self  # nothing in it changes
-
 
 def _again(make: Callable[..., Any], arguments: dict[str, Any], field: str) -> Any:
     made = make(**arguments)

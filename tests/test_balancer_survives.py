@@ -351,9 +351,12 @@ def test_sparse_gradients_are_an_error_with_a_cure(rows):
 
 def test_a_copy_goes_on_and_a_pickle_names_the_cure():
     net = nn.Linear(2, 2)
-    balancer = mf.Balancer(net, mf.nash_mtl())
+    balancer = mf.Balancer(net, mf.nash_mtl(), shared=net)
     balancer.backward(tuple(net(torch.eye(2)).square().mean(0)))
-    assert str(copy.deepcopy(balancer).state_dict()) == str(balancer.state_dict())
+    other, again = copy.deepcopy((net, balancer))
+    assert str(again.state_dict()) == str(balancer.state_dict())
+    again.backward(tuple(other(torch.eye(2)).square().mean(0)))
+    assert other.weight.grad is not None
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(balancer)
 
