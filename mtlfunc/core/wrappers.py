@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.func import functional_call
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 DDP = "DistributedDataParallel"
@@ -45,10 +44,6 @@ def refuse_twice(module: nn.Module) -> None:
     for name, inner in module.named_modules(remove_duplicate=False):
         known, own = first.setdefault(inner, name), inner.parameters(recurse=False)
         if known != name and any(x.requires_grad for x in own):
-            twice = nn.PReLU()  # which draws no random number
-            functional_call(nn.Sequential(twice, twice), {"0.weight": torch.ones(1)}, torch.ones(1))
-            if isinstance(twice.weight, nn.Parameter):
-                return  # this torch gives them back
             raise ValueError(
                 f"module: {known} is registered again as {name}, and functional_call would leave "
                 "tensors in place of its parameters; register it once, and call it in `forward` "
