@@ -103,7 +103,9 @@ def _sgd(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
 
 
 def _adam(group: Group, state: dict[str, Tensor], leaf: Tensor) -> Parts:
-    (first, second), steps = group["betas"], _number(state["step"])
+    (first, second), steps = group["betas"], state["step"]
+    if isinstance(steps, Tensor) and steps.device.type == "cpu":  # a device is not waited for
+        steps = steps.item()
     square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
     share = group["lr"] * (1 - first) / (1 - first ** (steps + 1))
     scale = _over_root(share, square, (1 - second**steps) ** 0.5, group["eps"])
@@ -149,8 +151,3 @@ def _times(share: Any, scale: Tensor, mean: Tensor) -> Tensor:
 
 def _filled(leaf: Tensor, x: Any) -> Tensor:
     return torch.zeros_like(leaf) + x if isinstance(x, Tensor) else torch.full_like(leaf, x)
-
-
-def _number(x: Any) -> Any:
-    """A counter as a number, or as it is on a device, which is not to be waited for."""
-    return x.item() if isinstance(x, Tensor) and x.device.type == "cpu" else x

@@ -139,7 +139,10 @@ class Graph:
     @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
         """The nodes but for those of leaves, and how many numbers they have given."""
-        return [(node, entries_of(node)) for node, pairs in self.following.items() if pairs]
+        nodes = [node for node, pairs in self.following.items() if pairs]
+        made = [getattr(node, "_input_metadata", ()) for node in nodes]
+        sizes = [[math.prod(x.shape) for x in outs if not x.is_nested_tensor] for outs in made]
+        return [*zip(nodes, map(sum, sizes), strict=True)]
 
     @cached_property
     def asked(self) -> tuple[GradientEdge, ...]:
@@ -212,12 +215,6 @@ def _is_channels_last(node: Node) -> bool:
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     last = x.ndim in formats and x.is_contiguous(memory_format=formats[x.ndim])
     return x.device.type == "cpu" and last and not x.is_contiguous()
-
-
-def entries_of(node: Node) -> int:
-    """How many numbers its operation has given."""
-    outputs = getattr(node, "_input_metadata", ())
-    return sum([math.prod(x.shape) for x in outputs if not x.is_nested_tensor])
 
 
 _NUMBER, _VARIABLE = methodcaller("_sequence_nr"), attrgetter("variable")
