@@ -8,6 +8,8 @@ from torch import nn
 from torch.func import functional_call
 
 import mtlfunc as mf
+from mtlfunc.probes.common import answer
+from mtlfunc.types import Probe
 from tests.support.problems import F64, TrunkAndHeads
 
 TRUNK = "trunk.*"
@@ -102,6 +104,25 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, absent,
         compare(net, info, grads, expected)
         torch.testing.assert_close(measured.weights, info.weights, rtol=1e-12, atol=0)
         kept = balancer.state_dict()
+
+
+def test_a_probe_of_ones_own_measures_the_tasks_with_labels(net):
+    """Whatever it says of them."""
+
+    def init(run, batch, key):
+        return run.started(run.first(batch).value), ()
+
+    def update(run, batch, state):
+        return answer(run(batch).over(TRUNK).measure(gramian=True, heads=run.heads)), state
+
+    (x, y), present = batch(0), [True, False, True]
+    first, second, third = losses_of(net(x), y, "tuple")
+    losses = first, second * float("nan"), third
+    own = Probe(init, update, measures=frozenset({"gramian"}))
+    found = mf.Balancer(net, mf.mgda(), own).measure(losses, present=present)
+    expected = mf.Balancer(net, mf.mgda(), TRUNK).measure(losses, present=present)
+    torch.testing.assert_close(found.weights, expected.weights)
+    torch.testing.assert_close(found.gramian, expected.gramian)
 
 
 def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):

@@ -107,13 +107,14 @@ class Run:
         Args:
             batch: as `losses_fn` takes it.
             counts: this process's labels `[task]`, as `labels` has them; None is all, and as many
-                on every process.
+                on every process. A Balancer's are the step's own, which nothing replaces.
             weightings: of this process's samples, as `weightings` has them, instead of counts.
 
         Raises:
             ValueError: for another number of tasks, and where a task with labels has no graph.
         """
         forward, params = self.forward(batch), self.params
+        counts, weightings = self.given or (counts, weightings)
         if weightings is not None:
             jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
             return replace(jacobian, shares=self.union.sums(weightings))
@@ -125,17 +126,18 @@ class Run:
             forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
         )
 
-    def started(self, losses: Tensor, counts: Tensor | None, **facts: Any) -> Tensor:
+    def started(self, losses: Tensor, counts: Tensor | None = None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.
 
         Args:
             losses: this process's, `[task]`.
-            counts: its labels, or numbers of them.
+            counts: its labels, or numbers of them; a Balancer's are the step's own.
             facts: what the probe must have in common with those of other processes.
 
         Raises:
             ValueError: on every process, which says what differs where.
         """
+        counts = self.given.present if self.given else counts
         if self.union.size > 1:
             given = {
                 "the number of tasks": len(losses),
