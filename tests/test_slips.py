@@ -53,7 +53,6 @@ PARTS = {
     "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
     "probe and optimizer swapped": (lambda: mf.descend(vector, RULE, SGD, PROBE), "probe:"),
     "torch's optimizer": (lambda: mf.descend(vector, RULE, PROBE, ADAM), f"{TORCH}.*{LOOP}"),
-    "torch's class": (lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam), TORCH),
     "a rule of no functions": (lambda: mf.balance(vector, mf.Rule(None, None), PROBE), "rule:"),
     "the module for its losses": (lambda: mf.balance(net, RULE, PROBE), "losses_fn:"),
     "losses for losses_fn": (lambda: mf.balance(torch.ones(3), RULE, PROBE), "losses_fn:"),
@@ -104,10 +103,6 @@ VALUES = {
         lambda: mf.sgd(0.1, 0.9).update(PARAMS, {"x": torch.ones(2)}, PARAMS),
         "state:",
     ),
-    "an optimizer's state of other shapes": (
-        lambda: mf.adam(0.1).update(ONES, mf.adam(0.1).init({"x": torch.ones(1)}), ONES),
-        "state:",
-    ),
     "weights of another shape": (lambda: stepped(mf.stateless(lambda gramian: gramian)), "rule:"),
     "weights in a list": (lambda: stepped(mf.stateless(lambda G: [1.0, 2.0, 3.0])), "rule:"),
     "a mix without preference": (
@@ -124,6 +119,44 @@ VALUES = {
     ),
 }
 
+START, MEASURE = PROBE.init, PROBE.update
+HOLLOW = mf.Probe(START, lambda *_: None, measures=frozenset({"gramian"}))
+
+
+def probing(change):
+    """A probe whose answer is changed on its way."""
+    return PROBE._replace(update=lambda *given: (change(MEASURE(*given)[0]), ()))
+
+
+def of_two(found):
+    return found._replace(geometry=found.geometry._replace(gramian=torch.eye(2)))
+
+
+def lacking(found):
+    return found._replace(combine=lambda w: dict([*found.combine(w).items()][1:]))
+
+
+PARTS |= {  # of probes
+    "a probe without an answer": (lambda: stepped(probe=HOLLOW), "probe: .* got NoneType"),
+    "geometry for an answer": (lambda: stepped(probe=probing(lambda x: x[1])), "probe: .*Geometry"),
+    "losses alone": (
+        lambda: started(probe=PROBE._replace(init=lambda *_: torch.ones(3))),
+        "probe: .*got Tensor",
+    ),
+    "a number for a probe's state": (
+        lambda: started(probe=PROBE._replace(init=lambda *given: (START(*given)[0], 0.5))),
+        "probe: state .* float",
+    ),
+    "a list for measures": (
+        lambda: mf.balance(vector, RULE, PROBE._replace(measures=["gramian"])),
+        r"probe: measures is \['gramian'\]",
+    ),
+    "a probe of names": (lambda: started(probe=mf.jacobian(lambda _: PROBE)), "shared: .*a Probe"),
+}
+VALUES |= {
+    "a Gramian of two tasks": (lambda: stepped(probe=probing(of_two)), r"\[2, 2\] beside 3 loss"),
+    "no first leaf": (lambda: stepped(probe=probing(lacking)), r"no gradient.*heads=run\.heads"),
+}
 PAIR = r"rule: expected \(weights, state\) from update, got Tensor"
 FORGETFUL = RULE._replace(update=lambda geometry, state: torch.ones(2))
 PARTS |= {  # of notebooks

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import Params, Scalar
+from ..types import Batch, Params, Probe, Rule, Scalar, State, TaskGradients
+from .internals import keystr, tree_flatten_with_path
 from .transforms import has_finite_sum, innermost_tensor, inside_transform, values_readable
 from .wrappers import refuse_shards
 
@@ -177,14 +178,46 @@ def check_finite(value: Tensor, name: str, tasks: Any = (), cures: str = "") -> 
     )
 
 
-def expect_answer(answer: Any) -> tuple[Any, Any]:
-    """What a rule's update gave, as weights and the next state."""
+def expect_answer(answer: Any, what: str = "rule: expected (weights, state) from update") -> Any:
+    """An answer and a state, of a rule's update or of what else is expected."""
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise TypeError(
-            f"rule: expected (weights, state) from update, got {type(answer).__name__}; a rule "
-            "without memory returns (weights, ())"
-        )
+        raise TypeError(f"{what}, got {type(answer).__name__}; without memory the state is ()")
     return answer
+
+
+def expect_measurement(answer: Any) -> tuple[TaskGradients, State]:
+    """What a probe's update gave, if its Gramian is one of its losses."""
+    found = answer[0] if type(answer) is tuple and len(answer) == 2 else answer
+    if not isinstance(found, TaskGradients) or found is answer:
+        kind = type(found).__name__
+        raise TypeError(f"probe: expected (TaskGradients, state) from update, got {kind}")
+    gramian, count = found.geometry.gramian, len(found.geometry.losses)
+    if gramian is not None and gramian.shape != (count, count):
+        raise ValueError(f"probe: a Gramian {list(gramian.shape)} beside {count} losses")
+    return answer
+
+
+def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
+    """The rule's first state, for losses [row]."""
+    return _of_tensors(rule.init(losses, key), "rule", rule)
+
+
+def init_probe(probe: Probe, run: Any, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
+    """The losses [row] before the first step, and the probe's first state."""
+    what = "probe: expected (losses, state) from init"
+    losses, state = expect_answer(probe.init(run, batch, key), what)
+    return losses, _of_tensors(state, "probe", probe)
+
+
+def _of_tensors(state: State, part: str, made: Any) -> State:
+    """A first state, if it holds tensors alone: others could not be saved or mapped."""
+    for path, leaf in [] if torch.compiler.is_compiling() else tree_flatten_with_path(state)[0]:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{part}: state{keystr(path)} from init of {made!r} is a {type(leaf).__name__}, "
+                "and a state holds tensors alone: use torch.as_tensor, and () for nothing"
+            )
+    return state
 
 
 def check_weights(weights: Any, shape: Sequence[int]) -> None:
@@ -214,11 +247,14 @@ def user_level() -> int:
     return level
 
 
-def check_gradients(grads: Params) -> None:
-    """Raise if NaN or infinity can be seen in a gradient, naming the leaf."""
+def check_gradients(grads: Params, params: Params) -> Params:
+    """Raise where a leaf has none, or NaN or infinity can be seen in it, naming the leaf."""
+    if missing := sorted(params.keys() - grads.keys()):
+        raise ValueError(f"probe: no gradient of {missing[0]!r}; measure with heads=run.heads")
     if grads and values_readable(*grads.values()) and not has_finite_sum(*grads.values()):
         for name, leaf in grads.items():
             check_finite(leaf, f"gradient of {name!r}")
+    return grads
 
 
 def check_scalar(

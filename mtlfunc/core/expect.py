@@ -22,8 +22,9 @@ _PARTS: dict[type, tuple[str, str]] = {
 
 def _expect(part: type, value: Any) -> None:
     """Raise TypeError unless `value` is such a part: a pair of functions `init` and `update`."""
-    if isinstance(value, part) and callable(value.init) and callable(value.update):
-        return
+    shaped = callable(getattr(value, "init", None)) and callable(getattr(value, "update", None))
+    if shaped and type(value) not in _PARTS.keys() - {part}:
+        return  # anything with that shape fits
     noun, example = _PARTS[part]
     argument, such = noun.split()[1], f"expected {noun}, such as {example}"
     if isinstance(value, part):
@@ -44,8 +45,6 @@ def _expect(part: type, value: Any) -> None:
             f"{expected} {_describe(value)}; the order is balance(losses_fn, rule, probe) and "
             "descend(losses_fn, rule, probe, optimizer)"
         )
-    if callable(getattr(value, "init", None)) and callable(getattr(value, "update", None)):
-        return  # anything with that shape fits
     if callable(value):
         name = getattr(value, "__name__", type(value).__name__)
         wrap = ", or mtlfunc.stateless(f) where f gives weights from a Gramian"
@@ -77,7 +76,7 @@ def expect_measured(rule: Rule, probe: Probe, *, metric: bool = False, cure: str
     """
     expect_rule(rule)
     expect_probe(probe)
-    measures = getattr(probe, "measures", None)
+    measures = reads_of(probe, "probe", "measures")
     if metric and not getattr(probe, "metric", False):
         raise ValueError(
             "metric: this probe does not measure gradients of parameters in an optimizer's metric; "
@@ -106,12 +105,12 @@ def expect_carried(rule: Rule, missing: frozenset[str]) -> None:
         )
 
 
-def reads_of(rule: Any) -> frozenset[str] | None:
-    """What a rule, or what has its shape, says that it reads; None if it does not say."""
-    reads = getattr(rule, "reads", None)
-    if not isinstance(reads, frozenset | None):
-        raise TypeError(f"rule: reads is {reads!r}; give a frozenset of names, or None")
-    return reads
+def reads_of(rule: Any, part: str = "rule", field: str = "reads") -> frozenset[str] | None:
+    """What a rule reads or a probe measures; None if it does not say."""
+    names = getattr(rule, field, None)
+    if not isinstance(names, frozenset | None):
+        raise TypeError(f"{part}: {field} is {names!r}; give a frozenset of names, or None")
+    return names
 
 
 def heads_of(rule: Any) -> Heads:

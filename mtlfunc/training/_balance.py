@@ -17,9 +17,12 @@ from ..core.checks import (
     check_params,
     check_weights,
     expect_answer,
+    expect_measurement,
+    init_probe,
+    init_rule,
 )
 from ..core.expect import expect_losses_fn, expect_measured, expect_state, heads_of
-from ..core.internals import functorch, keystr, tree_flatten_with_path
+from ..core.internals import functorch
 from ..core.transforms import all_present, has_finite_sum, innermost_tensor, values_readable
 from ..core.tree import like
 from ..gradients.losses import Losses, Tasks, check_task_count, parse_declared, parse_weightings
@@ -144,7 +147,7 @@ def metric_balance(
             return given | {"the names of the tasks": list(names)} | describe_params(params)
 
         run = Run.of(losses_fn, params, first_losses, union=union, facts=facts)
-        losses, probe_state = probe.init(run, batch, random.fold_in(root, 0))
+        losses, probe_state = init_probe(probe, run, batch, random.fold_in(root, 0))
         if probe.weightings:
             tasks = ((),) * losses.shape[-1]
         return BalanceState(probe_state, init_rule(rule, losses, random.fold_in(root, 1)), tasks)
@@ -160,11 +163,12 @@ def metric_balance(
             losses_fn, params, lambda out: parsed(out, state.tasks), union=union, heads=heads,
             metric=None if metric is None else lambda names: metric,
         )  # fmt: skip
-        measured, probe_state = probe.update(run, batch, state.probe)
+        measured, probe_state = expect_measurement(probe.update(run, batch, state.probe))
         if probe.weightings:
             check_task_count(measured.losses, state.tasks, "init")
         info, following, gradient = weigh(rule, measured, state.rule, state.tasks, reduction)
-        return like(params, gradient()), BalanceState(probe_state, following, state.tasks), info
+        grads = like(params, check_gradients(gradient(), params))
+        return grads, BalanceState(probe_state, following, state.tasks), info
 
     return init, update
 
@@ -198,24 +202,11 @@ def weigh(
 
     def gradient() -> Params:
         grads = measured.combine(weights)
-        check_gradients(grads)
         return grads if total is None else {name: total * grad for name, grad in grads.items()}
 
     named = dict(zip(tasks, losses.unbind(), strict=True)) if isinstance(tasks, dict) else {}
     scaled = (weights, rates) if total is None else (total * weights, total * rates)
     return Info(losses, gramian, *scaled, measured.aux, named), following, gradient
-
-
-def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state, for losses [row], of tensors: others could not be saved or mapped."""
-    state = rule.init(losses, key)
-    for path, leaf in [] if torch.compiler.is_compiling() else tree_flatten_with_path(state)[0]:
-        if not isinstance(leaf, Tensor):
-            raise TypeError(
-                f"rule: state{keystr(path)} from init of {rule!r} is a {type(leaf).__name__}, and "
-                "a state holds tensors alone: use torch.as_tensor, and () for nothing"
-            )
-    return state
 
 
 def _weigh(rule: Rule, geometry: Geometry, state: State) -> tuple[Tensor, State]:

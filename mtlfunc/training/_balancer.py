@@ -11,7 +11,14 @@ from torch.optim import Optimizer
 
 from ..calls import call_of
 from ..core import random
-from ..core.checks import check_losses, check_option
+from ..core.checks import (
+    check_gradients,
+    check_losses,
+    check_option,
+    expect_measurement,
+    init_probe,
+    init_rule,
+)
 from ..core.expect import expect_measured, expect_rule, heads_of, reads_of
 from ..core.hooks import Handles
 from ..core.transforms import enable_grad, inside_transform
@@ -29,7 +36,7 @@ from ..processes import (
     warn_without_group,
 )
 from ..types import LAST_LOSSES, Heads, Info, Params, Probe, Rule, Select, State
-from ._balance import Reduction, init_rule, weigh
+from ._balance import Reduction, weigh
 from ._given import (
     IN_TURN,
     VERSION,
@@ -199,7 +206,7 @@ class Balancer:
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings, combines=True, keeps=retain_graph)
             live, grads, run = found.live, found.gradient, found.live.run
-            leaves, union, present = run.params, run.union, run.labels(None, live.batch)
+            leaves, union, present = run.params, run.union, live.present
             reached = union.names(live.reached, list(leaves))
             if present is not None:
                 # of a vector the graph does not say which entry reads a leaf: its gradient does
@@ -219,7 +226,8 @@ class Balancer:
     ) -> tuple[Tensor, Info]:
         """The weights of the losses, and the rule's next state, for what wants one loss.
 
-        `(weights * torch.stack(losses)).sum().backward()`: heads too get the weighted loss.
+        `(weights * torch.stack(losses)).sum().backward()`: heads too get the weighted loss. Leave
+        out absent tasks whose loss is NaN.
 
         Args:
             losses: as in `backward`, which says what is raised.
@@ -370,14 +378,15 @@ class Balancer:
             refuse_inner_steps(leaves)
         with live.no_writes(), no_autocast(leaves):
             probe_state, rule_state = kept.states or self._started(live)
-            measured, probe_after = self._stepped.update(live.run, live.batch, probe_state)
+            answer = self._stepped.update(live.run, live.batch, probe_state)
+            measured, probe_after = expect_measurement(answer)
             info, rule_after, gradient = weigh(
                 self._rule, measured, rule_state, live.tasks, self._reduction
             )
             if kept.states is None:
                 # whatever decides them: a rule may hold what no rank can compare
                 union.check({"weights (the rule's answer)": info.weights})
-            grads = gradient() if combines else {}
+            grads = check_gradients(gradient(), leaves) if combines else {}
         kept = Memory(live.tasks, (probe_after, rule_after))
         return Answer(live, info, measured.part, grads, kept)
 
@@ -401,7 +410,7 @@ class Balancer:
         alike = run.weightings(None, live.batch) is None
         asked = replace(run, facts=facts)
         root = random.key(self._key, live.forwards[0].value.device)
-        first, probe_state = self._stepped.init(asked, live.batch, random.fold_in(root, 0))
+        first, probe_state = init_probe(self._stepped, asked, live.batch, random.fold_in(root, 0))
         if loaded is not None:
             # they start nothing: absent tasks' losses of 0 do not matter
             first = torch.ones_like(first)

@@ -91,6 +91,7 @@ class Live(NamedTuple):
     batch: Forward | tuple[Forward, ...]  # what the probe is given: one forward pass, or several
     forwards: tuple[Forward, ...]
     tasks: Tasks
+    present: Tensor | None  # labels by task; None is all
     reached: set[str]  # leaves on which a loss of a task with labels depends
     custom: bool  # whether somebody's own backward is in a graph of these losses
     fresh: bool  # whether gradients have no other holder
@@ -115,7 +116,10 @@ def live_step(
         losses = zeros if isinstance(losses, Mapping) else [*zeros.values()]
     batches: list[Losses] = []
     several = weightings is None and isinstance(losses, tuple | list) and len(losses) > 0
-    several = several and all(map(_is_whole, losses))
+    # whether each is all losses of one batch, rather than one of them
+    several = several and not [
+        x for x in losses if not isinstance(x, dict | tuple | list) and getattr(x, "ndim", 0) != 1
+    ]
     if weightings is not None:
         check_weightings(held.probe, weightings, known)
         batches.append(parse_weightings(losses, "losses"))
@@ -152,7 +156,7 @@ def live_step(
     custom = True in [x.graph.has_custom_backward for x in forwards]
     fresh, batch = in_turn is not None, forwards if several else forwards[0]
     fresh = fresh or not (custom or True in [x.hooked for x in forwards])
-    return Live(run, batch, forwards, tasks, reached, custom, fresh)
+    return Live(run, batch, forwards, tasks, present, reached, custom, fresh)
 
 
 def _existing(batch: Batch) -> Forward:
@@ -166,11 +170,6 @@ def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
     """One batch's losses; a list of a tuple, so that two are never read as losses and aux."""
     listed = list(losses) if isinstance(losses, tuple) else losses
     return parse_losses(listed, "losses", tasks=tasks, first=first)
-
-
-def _is_whole(x: Any) -> bool:
-    """Whether this is all losses of one batch, rather than one of them."""
-    return isinstance(x, dict | tuple | list) or (isinstance(x, Tensor) and x.ndim == 1)
 
 
 @contextmanager
