@@ -103,6 +103,8 @@ def test_least_weights_where_the_answers_gradient_vanishes(page, dtype):
     corner = c + (1 - c.sum()) * torch.eye(4)[0].to(dtype)
     J[0] -= corner @ J / corner[0]
     near(mf.weights(page["at_least"](c), J @ J.mT), corner, 1e-4)
+    squares = torch.tensor([1.0, 0.01, 1e6]).to(dtype).diag()
+    near(mf.weights(page["at_least"](c[:1].expand(3)), squares)[0], 1 / (101 + c[0]), 1e-5)
 
 
 def test_least_weights_map_and_differentiate(page):
