@@ -5,7 +5,6 @@ from warnings import warn
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from ..core import checks, hooks, internals, transforms
 from ..gradients import sample_gramian, task_gradients, task_gramian
@@ -14,7 +13,7 @@ from ..rules import mean
 from ..training import Balancer
 
 
-def samples(p: Any, x: Tensor) -> Tensor:
+def samples(p: Any, x: torch.Tensor) -> torch.Tensor:
     """A layer of every kind, one of them called twice, and a parameter in two pieces."""
     x = F.conv1d(F.embedding(x, p["table"]), p["kernel"], p["bias"])
     x = F.layer_norm(F.group_norm(x, 2, p["scale"], p["shift"]), (4,), p["normed"])
@@ -25,7 +24,7 @@ def samples(p: Any, x: Tensor) -> Tensor:
     return x.unflatten(1, (3, 2)).permute(0, 2, 1).square().sum(2)
 
 
-def waves(*shape: int) -> Tensor:
+def waves(*shape: int) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.float64).flatten().cumsum(0).sin().reshape(shape)
 
 
@@ -34,12 +33,12 @@ def answers() -> Any:
     shapes = dict.fromkeys(("bias", "scale", "shift", "batch", "moved", "added", "factor"), (6,))
     shapes |= {"kernel": (6, 4, 3), "normed": (4,), "first": (6, 24), "table": (5, 6)}
     shapes |= {"shared": (6, 6), "pieces": (12, 6)}
-    module = nn.ParameterDict({name: waves(*shape) for name, shape in shapes.items()})
+    module = torch.nn.ParameterDict({name: waves(*shape) for name, shape in shapes.items()})
     live, leaves, x = dict(module.items()), list(module.values()), torch.arange(8).view(2, 4) % 5
     p = {name: leaf.detach() for name, leaf in live.items()}
     tasks: Any = lambda p, x: samples(p, x).mean(0)  # noqa: E731
 
-    def by_scalars(losses: Tensor) -> tuple[list[Tensor], Any]:
+    def by_scalars(losses: torch.Tensor) -> tuple[list[torch.Tensor], Any]:
         each = [torch.autograd.grad(y, leaves, retain_graph=True) for y in losses.flatten()]
         rows = [*map(torch.stack, zip(*each, strict=True))]
         return rows, sum(x.flatten(1) @ x.flatten(1).mT for x in rows)
@@ -62,8 +61,7 @@ def wrong() -> str:
     """What is wrong with the first wrong answer."""
     try:
         with transforms.enable_grad():
-            for found, wanted in answers():
-                torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(*zip(*answers(), strict=True), rtol=1e-9, atol=1e-12)
     except Exception as error:
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     return ""
