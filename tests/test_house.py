@@ -42,9 +42,9 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_064,  # aim 18,500
+    "core": 20_066,  # aim 18,500
     "gradients": 5_220,  # of these; aim 4,700
-    "training": 2_081,  # of these; aim 2,000
+    "training": 2_082,  # of these; aim 2,000
     "rooms": 1_434,
     "laboratory": 6_135,
 }

@@ -151,7 +151,7 @@ PARTS |= {  # of probes
         lambda: mf.balance(vector, RULE, PROBE._replace(measures=["gramian"])),
         r"probe: measures is \['gramian'\]",
     ),
-    "a probe of names": (lambda: started(probe=mf.jacobian(lambda _: PROBE)), "shared: .*a Probe"),
+    "a probe of names": (lambda: started(probe=mf.jacobian(lambda _: PROBE)), "shared: .*Probes"),
 }
 VALUES |= {
     "a Gramian of two tasks": (lambda: stepped(probe=probing(of_two)), r"\[2, 2\] beside 3 loss"),

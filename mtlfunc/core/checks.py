@@ -187,12 +187,11 @@ def expect_answer(answer: Any, what: str = "rule: expected (weights, state) from
 
 def expect_measurement(answer: Any) -> tuple[TaskGradients, State]:
     """What a probe's update gave, if its Gramian is one of its losses."""
-    found = answer[0] if type(answer) is tuple and len(answer) == 2 else answer
+    found = answer[0] if isinstance(answer, tuple) and len(answer) == 2 else answer
     if not isinstance(found, TaskGradients) or found is answer:
-        kind = type(found).__name__
-        raise TypeError(f"probe: expected (TaskGradients, state) from update, got {kind}")
+        raise TypeError(f"probe: expected (TaskGradients, state), got {type(found).__name__}")
     gramian, count = found.geometry.gramian, len(found.geometry.losses)
-    if gramian is not None and gramian.shape != (count, count):
+    if gramian is not None and gramian.numel() and gramian.shape != (count, count):
         raise ValueError(f"probe: a Gramian {list(gramian.shape)} beside {count} losses")
     return answer
 
@@ -204,8 +203,7 @@ def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
 
 def init_probe(probe: Probe, run: Any, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
     """The losses [row] before the first step, and the probe's first state."""
-    what = "probe: expected (losses, state) from init"
-    losses, state = expect_answer(probe.init(run, batch, key), what)
+    losses, state = expect_answer(probe.init(run, batch, key), "probe: expected (losses, state)")
     return losses, _of_tensors(state, "probe", probe)
 
 

@@ -157,9 +157,8 @@ def _match(params: Params, which: str | Callable[[str], bool], argument: str) ->
     """The names that a glob or a predicate accepts, at least one."""
     names, what, cure = tuple(params), f"{argument}: the predicate accepts", ""
     glob = isinstance(which, str)
-    if not glob and isinstance(made := which(names[0]), tuple):  # a probe
-        kind = type(made).__name__
-        raise TypeError(f"{argument}: expected a predicate on names, got what makes a {kind}")
+    if not glob and hasattr(made := which(names[0]), "_fields"):
+        raise TypeError(f"{argument}: expected a predicate, got a maker of {type(made).__name__}s")
     if found := _match_names(names, which) if glob else tuple(filter(which, names)):
         return found
     if glob:

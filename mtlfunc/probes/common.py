@@ -107,14 +107,16 @@ class Run:
         Args:
             batch: as `losses_fn` takes it.
             counts: this process's labels `[task]`, as `labels` has them; None is all, and as many
-                on every process. A Balancer's are the step's own, which nothing replaces.
+                on every process. A Balancer's own come before these.
             weightings: of this process's samples, as `weightings` has them, instead of counts.
 
         Raises:
             ValueError: for another number of tasks, and where a task with labels has no graph.
         """
         forward, params = self.forward(batch), self.params
-        counts, weightings = self.given or (counts, weightings)
+        present, own = self.given or (None, None)
+        counts = counts if present is None else present
+        weightings = weightings if own is None else own
         if weightings is not None:
             jacobian = TaskJacobian(forward, tuple(params), params).weighted(weightings)
             return replace(jacobian, shares=self.union.sums(weightings))
@@ -131,13 +133,14 @@ class Run:
 
         Args:
             losses: this process's, `[task]`.
-            counts: its labels, or numbers of them; a Balancer's are the step's own.
+            counts: its labels, or numbers of them; a Balancer's own come before these.
             facts: what the probe must have in common with those of other processes.
 
         Raises:
             ValueError: on every process, which says what differs where.
         """
-        counts = self.given.present if self.given else counts
+        present, _ = self.given or (None, None)
+        counts = counts if present is None else present
         if self.union.size > 1:
             given = {
                 "the number of tasks": len(losses),

@@ -149,7 +149,8 @@ def live_step(
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
         raise ValueError(NO_GRAPH)
     run = Run(
-        _existing, leaves, no_model, union, dict, Labelling(present, weightings), combines=combines,
+        _existing, leaves, no_model, union, dict,
+        Labelling(present if weightings is None else None, weightings), combines=combines,
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
     )  # fmt: skip
     # what somebody's own backward or hook returns may be kept by them
