@@ -107,8 +107,6 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, absent,
 
 
 def test_a_probe_of_ones_own_measures_the_tasks_with_labels(net):
-    """Whatever it says of them."""
-
     def init(run, batch, key):
         return run.started(run.first(batch).value), ()
 

@@ -84,6 +84,10 @@ def test_few_public_names():
     assert len([x for x in names if not any(part[0].isupper() for part in x[1:-1])]) <= 129
 
 
+def test_few_arguments():
+    assert max(len(x.parameters) for x in FUNCTIONS.values()) <= 9
+
+
 def private_names_of_torch(tree: ast.AST) -> set[str]:
     """Modules and names of torch with a leading underscore that some code imports or names."""
     found, known = set(), {}
