@@ -1,5 +1,4 @@
 """What stock loops hold: train mode, checkpointing, autocast, hooks, packed sequences, …
-
 The reference is a literal loop: `torch.autograd.grad` of every loss, of a copy of the network.
 """
 

@@ -1,7 +1,6 @@
 """Checkpoints in pure functions are refused by name at every door, since torch runs them again in
 the backward pass, when `functional_call` has given the module its own parameters back; and a pure
 function whose operations have to be written out leaves what one run leaves.
-
 The reference: the same module without checkpoints.
 """
 

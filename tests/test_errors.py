@@ -281,6 +281,8 @@ VALUES = {
     "mask by layers": (lambda: mf.jacobian(mask=mf.graddrop(), engine="layerwise"), "mask"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),
+    "weights of another shape": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian), G),
+        "rule:"),
     "complex weights": (lambda: mf.aggregate(mf.stateless(lambda gramian: gramian[0] * 1j), G),
         "rule:"),
     "a rule reads a name that nothing measures": (
@@ -294,6 +296,7 @@ VALUES = {
     "has_aux wrong": (
         lambda: mf.descend(scalars, mf.mean(), mf.losses_only(), mf.sgd(0.1),
         has_aux=True).init(PARAMS, BATCH), "has_aux="),
+    "delta_m": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"b": 1.0}, {"a": True}), "same names"),
     "delta_m zero": (lambda: mf.diagnostics.delta_m({"a": 1.0}, {"a": 0.0}, {"a": True}),
         "baselines:"),
     "not a Gramian": (lambda: mf.weights(mf.pcgrad(), G - 3 * G.flip(0)), "gramian:"),

@@ -1,6 +1,7 @@
 """The house keeps its shape: rooms, imports, lengths, the wheel, docstrings for tools."""
 
 import ast
+import importlib
 import inspect
 import re
 import zipfile
@@ -117,6 +118,30 @@ def test_private_names_of_torch_are_in_one_file():
     assert len(seen["core/internals.py"]) > 20
 
 
+ATTRIBUTES = {
+    *("_backward_hooks", "_buffers", "_forward_hooks", "_forward_hooks_always_called", "_modules"),
+    *("_dynamo_marked_constant", "_input_metadata", "_parameters", "_post_accumulate_grad_hooks"),
+    *("_schema", "_version"),
+}
+"""Private attributes of torch's objects that the package reads, but for `_saved_…` of nodes."""
+
+
+def test_private_attributes_of_torch_are_in_one_list():
+    """What the package does not define, and tuples, locks and `sys` do not."""
+    own = {"_asdict", "_field_defaults", "_fields", "_getframe", "_is_owned", "_make", "_replace"}
+    used, sources = set(), (ROOT / "mtlfunc").rglob("*.py")
+    for path, node in [(x, node) for x in sources for node in ast.walk(tree_of(x))]:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.alias):
+            own.add(node.name.split(".")[-1])
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            own.add(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self":
+            own.add(node.attr)
+        elif isinstance(node, ast.Attribute) and path.name != "internals.py":
+            used.add(node.attr)
+    assert {x for x in used - own if re.match("_(?!_|saved_|raw_saved_)", x)} == ATTRIBUTES
+
+
 def test_lines_and_files_are_short():
     long = []
     for path in SOURCES:
@@ -161,6 +186,15 @@ def test_few_functions_are_long():
     }
     longest = {name: count for name, count in found.items() if count > 70}
     assert len(longest) <= 6, longest
+
+
+def test_no_module_is_hidden_by_a_function():
+    """`import mtlfunc.a.b` and the attribute `b` of `mtlfunc.a` are one thing."""
+    for path in (ROOT / "mtlfunc").rglob("*.py"):
+        *package, name = path.relative_to(ROOT).with_suffix("").parts
+        if name not in ("__init__", "__main__"):
+            found = getattr(importlib.import_module(".".join(package)), name, None)
+            assert found is None or inspect.ismodule(found), path
 
 
 @pytest.mark.parametrize(

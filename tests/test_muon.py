@@ -1,5 +1,4 @@
 """`muon.gradients` against the real steps of `torch.optim.Muon` on copies.
-
 torch's own orthogonalization is five Newton-Schulz steps in bfloat16. Where a test says exact, the
 function that does this is replaced by the polar factor, and all else of the step is torch's.
 """

@@ -1,5 +1,4 @@
 """Every operation by every engine, under every transform, against a loop of torch.autograd.grad.
-
 First derivatives are compared with one plain backward pass a task and network; hypergradients, the
 derivatives of a function of the Gramian by a scalar inside the losses, with differences of Gramians
 that were made by such loops. Many operations with leaves and hyper-parameters of their own go

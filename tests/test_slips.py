@@ -53,6 +53,7 @@ PARTS = {
     "rule and probe swapped": (lambda: mf.balance(vector, PROBE, RULE), "rule: .*[Pp]robe.*order"),
     "probe and optimizer swapped": (lambda: mf.descend(vector, RULE, SGD, PROBE), "probe:"),
     "torch's optimizer": (lambda: mf.descend(vector, RULE, PROBE, ADAM), f"{TORCH}.*{LOOP}"),
+    "torch's class": (lambda: mf.descend(vector, RULE, PROBE, torch.optim.Adam), TORCH),
     "a rule of no functions": (lambda: mf.balance(vector, mf.Rule(None, None), PROBE), "rule:"),
     "the module for its losses": (lambda: mf.balance(net, RULE, PROBE), "losses_fn:"),
     "losses for losses_fn": (lambda: mf.balance(torch.ones(3), RULE, PROBE), "losses_fn:"),
@@ -88,75 +89,59 @@ VALUES = {
     "a number for warmup": (lambda: mf.stch(1.0, warmup=5), "warmup: expected .* got 5"),
     "lengths of a product of two batches": (
         lambda: started(mf.normalize(mf.modo()), mf.double_sampling()),
-        "no probe measures both.*by='loss'",
-    ),
+        "no probe measures both.*by='loss'"),
     "a state of another rule": (lambda: LEARNING.update(begun(), BATCH), "state:"),
     "a state of a rule with memory": (lambda: PLAIN.update(begun(LEARNING), BATCH), "state:"),
     "a state of other tasks": (lambda: LEARNING.update(begun(TWO), BATCH), "losses_fn:"),
     "a rule's state of other tasks": (lambda: altered(balance=OTHERS), "state:"),
     "a state made by hand": (
-        lambda: LEARNING.update(TrainState(PARAMS, BalanceState((), (), ()), ()), BATCH),
-        "state:",
-    ),
+        lambda: LEARNING.update(TrainState(PARAMS, BalanceState((), (), ()), ()), BATCH), "state:"),
     "a state of another optimizer": (lambda: altered(optimizer=()), "state:"),
     "an optimizer's state of other parameters": (
-        lambda: mf.sgd(0.1, 0.9).update(PARAMS, {"x": torch.ones(2)}, PARAMS),
-        "state:",
-    ),
+        lambda: mf.sgd(0.1, 0.9).update(PARAMS, {"x": torch.ones(2)}, PARAMS), "state:"),
+    "an optimizer's state of other shapes": (
+        lambda: mf.adam(0.1).update(ONES, mf.adam(0.1).init({"x": torch.ones(1)}), ONES), "state:"),
     "weights of another shape": (lambda: stepped(mf.stateless(lambda gramian: gramian)), "rule:"),
     "weights in a list": (lambda: stepped(mf.stateless(lambda G: [1.0, 2.0, 3.0])), "rule:"),
     "a mix without preference": (
-        lambda: started(probe=mf.jacobian(SHARED, mix=lambda key, count: torch.eye(2))),
-        "mix:",
-    ),
+        lambda: started(probe=mf.jacobian(SHARED, mix=lambda key, count: torch.eye(2))), "mix:"),
     "a mask that drops a leaf": (
         lambda: stepped(probe=mf.jacobian(SHARED, mask=lambda k, rows: dict([*rows.items()][1:]))),
-        "mask:",
-    ),
+        "mask:"),
     "a detached representation": (
         lambda: started(probe=mf.representation(lambda p, b: encode(p, b).detach(), decode)),
-        "encode:",
-    ),
-}
-
-START, MEASURE = PROBE.init, PROBE.update
-HOLLOW = mf.Probe(START, lambda *_: None, measures=frozenset({"gramian"}))
+        "encode:"),
+}  # fmt: skip
 
 
 def probing(change):
     """A probe whose answer is changed on its way."""
-    return PROBE._replace(update=lambda *given: (change(MEASURE(*given)[0]), ()))
-
-
-def of_two(found):
-    return found._replace(geometry=found.geometry._replace(gramian=torch.eye(2)))
-
-
-def lacking(found):
-    return found._replace(combine=lambda w: dict([*found.combine(w).items()][1:]))
+    return PROBE._replace(update=lambda *given: (change(PROBE.update(*given)[0]), ()))
 
 
 PARTS |= {  # of probes
-    "a probe without an answer": (lambda: stepped(probe=HOLLOW), "probe: .* got NoneType"),
+    "a probe without an answer": (
+        lambda: stepped(probe=PROBE._replace(update=lambda *_: None)), "probe: .* got NoneType"),
     "geometry for an answer": (lambda: stepped(probe=probing(lambda x: x[1])), "probe: .*Geometry"),
     "losses alone": (
         lambda: started(probe=PROBE._replace(init=lambda *_: torch.ones(3))),
-        "probe: .*got Tensor",
-    ),
+        "probe: .*got Tensor"),
     "a number for a probe's state": (
-        lambda: started(probe=PROBE._replace(init=lambda *given: (START(*given)[0], 0.5))),
-        "probe: state .* float",
-    ),
+        lambda: started(probe=PROBE._replace(init=lambda *given: (PROBE.init(*given)[0], 0.5))),
+        "probe: state .* float"),
     "a list for measures": (
         lambda: mf.balance(vector, RULE, PROBE._replace(measures=["gramian"])),
-        r"probe: measures is \['gramian'\]",
-    ),
+        r"probe: measures is \['gramian'\]"),
     "a probe of names": (lambda: started(probe=mf.jacobian(lambda _: PROBE)), "shared: .*Probes"),
-}
+}  # fmt: skip
 VALUES |= {
-    "a Gramian of two tasks": (lambda: stepped(probe=probing(of_two)), r"\[2, 2\] beside 3 loss"),
-    "no first leaf": (lambda: stepped(probe=probing(lacking)), r"no gradient.*heads=run\.heads"),
-}
+    "a Gramian of two tasks": (lambda: stepped(
+        probe=probing(lambda x: x._replace(geometry=x[1]._replace(gramian=torch.eye(2))))),
+        r"\[2, 2\] beside 3 loss"),
+    "no first leaf": (lambda: stepped(
+        probe=probing(lambda x: x._replace(combine=lambda w: dict([*x[2](w).items()][1:])))),
+        r"no gradient.*heads=run\.heads"),
+}  # fmt: skip
 PAIR = r"rule: expected \(weights, state\) from update, got Tensor"
 FORGETFUL = RULE._replace(update=lambda geometry, state: torch.ones(2))
 PARTS |= {  # of notebooks

@@ -33,7 +33,6 @@ def tie_tolerance(solver):
 
 def apart(solver, problem, mine, alone):
     """How far two answers' weights may be from one another.
-
     An objective known to its gap tells its argument to √(2·gap/μ), with μ the least curvature along
     the feasible set; weights follow the argument by the Jacobian of `recover`. A factor of 2 is for
     what both change on the way between the two.
@@ -123,7 +122,6 @@ def answer(solver, problem, probe, J):
 @pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
 def test_solver_derivatives_equal_central_differences(solver, problem, count):
     """Of a random combination of weights, dual and value, along random directions.
-
     Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10
     each at unit scale and condition numbers up to 1e3. cvx evaluates the same formula at weights
     that are right to 1e-6.

@@ -1,5 +1,4 @@
 """TorchJD's properties of aggregators, restated from their definitions, on rules that claim them.
-
 With d = A(J): non-conflicting, J d >= 0; linear under scaling, A(diag(c) J) linear in c > 0. In
 float32 at TorchJD's tolerances, in float64 at 1e-9.
 """
@@ -108,7 +107,6 @@ def test_linear_under_scaling(rule, dtype):
 def moved(rows):
     """How far d moves, to first order, when the rows are rounded to float32, and when G is to
     float64.
-
     Take the rows of a face at unit length and a singular value s of theirs, the opening of a cone.
     Two steps of the proximal-point method with δ = `resolution` impose its constraint by a share
     1 - (δ/(s² + δ))², 2s²/δ where s² << δ. Rounding each row by u <= 2⁻²⁴ turns the singular

@@ -1,5 +1,4 @@
 """How verdicts follow from numbers: every decision loses on data that must make it lose.
-
 Decisions made of conditions are tried on data made from these: all met, then each one missed.
 Those made of intervals on data wholly on either side and across; the others on the tables below.
 """

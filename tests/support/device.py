@@ -1,5 +1,4 @@
 """What a CUDA device refuses in a CUDA graph, or makes the host wait for, seen without one.
-
 A function runs on tensors of the meta device. They are not on the CPU either, so the package takes
 the ways that it takes on a CUDA device, and a value that is read is an error of torch. Two modes
 watch for what the meta device lets pass.

@@ -1,6 +1,5 @@
 """Gramians rounded as on another processor: every product of a matrix with its own transpose gets
 last-bit noise.
-
 The order in which a product of matrices is summed is the processor's and its library's, and with it
 the last bits. Whatever hangs on them is wrong somewhere else. `nudged(seed)` adds z·2⁻⁵²·(|J||J|ᵀ)
 (2⁻²³ in float32), z one of -1, 0, 1, to the entries of every product J Jᵀ, wherever it is made
@@ -8,8 +7,6 @@ the last bits. Whatever hangs on them is wrong somewhere else. `nudged(seed)` ad
 rounding error, at most √(Gᵢᵢ Gⱼⱼ): noise in units of Gᵢⱼ would leave right angles alone. Equal
 operands get equal noise, as they do on one processor. Entries whose (|J||J|ᵀ)ᵢⱼ ends in zeros stay:
 small integers, and gradients without a common parameter, are exact everywhere.
-
-`MTLFUNC_NUDGE=1 python -m pytest …` runs any test so; seeds are integers.
 """
 
 import warnings

@@ -1,6 +1,5 @@
 """Which files of the package a live loss enters in one `Balancer.backward`, and how often it comes
 back to a file that it had left.
-
 A profiler's hook sees every call of the second step. A call counts if a loss is among its
 arguments: the losses as the user holds them, one of them, a tensor computed from them directly
 (their vector) or anything that holds one of these, up to six deep: lists, tuples, dicts, partials,

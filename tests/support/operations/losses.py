@@ -16,7 +16,6 @@ Batch = tuple[Tensor, ...]
 
 class Losses:
     """T losses, quadratic in the outputs of K operations whose inputs are leaves.
-
     A batch (s [K], u) moves the inputs of operation k by s_k and scales all of them by u, the
     sample.
     """
