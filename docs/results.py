@@ -422,9 +422,8 @@ def _parser() -> argparse.ArgumentParser:
     alone = (
         "one table alone; the claims, from a run (claims), from one of single questions "
         "(questions), after a run with other arithmetic "
-        "(arithmetic) or on a device (device), or with the verdicts as they stand (ledger); the "
-        "search for auxiliary tasks; physics; molecules; the second study of images (power); the "
-        "claims after a run on real images. "
+        "(arithmetic) or on a device (device), with the verdicts as they stand (ledger), or after "
+        "a run on real images (images, power); the search for auxiliary tasks; physics; molecules. "
         "Without it: "
         "everything"
     )
@@ -473,10 +472,12 @@ def main() -> None:
         table = (readme.parent / "out" / "search" / "table.md").read_text(encoding="utf-8").strip()
         readme.write_text(replaced(readme.read_text(), "search", marked("search", table)))
         return
-    if part in ("physics", "molecules", "power"):
-        {"physics": physics, "molecules": molecules, "power": power}[part].write()
+    if part in ("physics", "molecules"):
+        {"physics": physics, "molecules": molecules}[part].write()
         return write_front()
-    if part == "arithmetic":
+    if part == "power":
+        power.write()
+    elif part == "arithmetic":
         keep_arithmetic(REPRODUCTIONS / "other-arithmetic")
     elif part == "questions":
         keep_questions(given.run or REPRODUCTIONS)

@@ -1,9 +1,10 @@
-"""Claims about real images, decided by what `python -m experiments.multimnist --data FOLDER` found.
+"""Claims about real images, decided by the accuracies that two studies' runs have.
 
-How each is decided was written before any of its runs. `python docs/results.py images FOLDER` takes
-the runs' accuracies from the study's output into `docs/record/images.json`. Until that has what a
-criterion asks for, the claim is "not run". Of the three sets of pairs MultiMNIST decides, as in the
-papers; the others stand next to it.
+How each is decided was written before any run of the first study. `python docs/results.py images
+FOLDER` takes its accuracies into `docs/record/images.json`. Claims of what the second runs, with
+four times the seeds, are decided by it (`experiments/multimnist/power.md`): `python
+docs/results.py power` writes its own. Until a file has what a criterion asks for, the claim is "not
+run". Of the three sets of pairs MultiMNIST decides, as in the papers; the others stand next to it.
 """
 
 import functools
@@ -28,17 +29,18 @@ from common.judge import (
 )
 from mtlfunc.core.files import write_whole
 
-PATH = Path(__file__).parents[2] / "docs" / "record" / "images.json"
-COMMAND = "python -m experiments.multimnist --data FOLDER"
+RECORDS = Path(__file__).parents[2] / "docs" / "record"
+FIRST, SECOND = "images", "images-power"
+"""The studies, by the names of their files of accuracies."""
+COMMANDS = {FIRST: "python -m experiments.multimnist --data FOLDER"}
+COMMANDS |= {SECOND: "python -m experiments.multimnist.power run --data FOLDER"}
 NOT_RUN = "not run"
 SETS = {"mnist": "MultiMNIST", "fashion": "MultiFashion", "mixed": "MNIST with Fashion-MNIST"}
 BASE, TENTH = "hard sharing", "a tenth of the images"
 WEIGHTINGS = ("mean", "static search", "uw", "dwa", "random")
-EARLIER = ("mgda", "mgda-ub", "mgda-loss+", "pcgrad", "gradnorm")
-"""Gradient manipulation from before CAGrad."""
-RULES = (*WEIGHTINGS, *EARLIER, "cagrad", "nash-mtl", "famo", "upgrad")
-
-
+EARLIER = ("mgda, own heads", "pcgrad", "gradnorm")
+RULES = ("mean", "nash-mtl, weighted heads", "uw", "cagrad", *EARLIER)
+"""The second study's; of these are from before CAGrad, and manipulate gradients, the `EARLIER`."""
 ALIKE = ("epochs", "batch", "papers", "set", "most", "images", "optimizer")
 """What all runs of a set have in common, whatever machine made them."""
 
@@ -49,6 +51,7 @@ class Criterion(NamedTuple):
     holds: str  # the claim, where …
     needed: dict[str, tuple[str, ...]]  # methods by setting, next to the networks alone
     judge: Callable[[Values], Judged]
+    study: str = FIRST  # whose runs decide it
 
 
 def bound(found: Values) -> Judged:
@@ -81,6 +84,7 @@ CRITERIA = {
         "some task ends below its own network by the mean loss",
         {BASE: ("mean",)},
         lambda v: some_one(alone(v, [BASE])),
+        SECOND,
     ),
     "PC-07": Criterion(
         "PCGrad is above the mean loss in all four architectures",
@@ -97,14 +101,16 @@ CRITERIA = {
         "both tasks end below their own networks by the mean loss",
         {BASE: ("mean",)},
         lambda v: every_one(alone(v, [BASE])),
+        SECOND,
     ),
     "CA-38": Criterion(
-        f"CAGrad is above {', '.join(EARLIER)}",
+        "CAGrad is above MGDA, PCGrad and GradNorm",
         {BASE: ("cagrad", *EARLIER)},
         lambda v: every_one(above(v, BASE, "cagrad", EARLIER)),
+        SECOND,
     ),
     "GN-01": Criterion(
-        "one network, by some of fourteen rules, is above two", {BASE: RULES}, one_network
+        "one network, by some of seven methods, is above two", {BASE: RULES}, one_network, SECOND
     ),
     "GN-26": Criterion(
         "GradNorm is above two networks and every other weighting in all four architectures",
@@ -118,16 +124,18 @@ CRITERIA = {
 
 
 @functools.cache
-def kept() -> dict[str, Any]:
-    """By set: how it ran (`settings`), the `seeds`, and `accuracies` by setting, method and task,
-    one a seed; empty before anything ran.
+def kept(study: str = FIRST) -> dict[str, Any]:
+    """By set: how it ran (`settings`), the `seeds`, how many are `planned` where that says more,
+    and `accuracies` by setting, method and task, one a seed; empty before anything ran.
     """
-    return filled(json.loads(PATH.read_text(encoding="utf-8"))) if PATH.exists() else {}
+    path = RECORDS / f"{study}.json"
+    return filled(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
 
 
 def judged(claim: str, which: str = "mnist") -> Judged | None:
     """What a set says of a claim; None where it is not decided here, or runs are missing."""
-    row, found = CRITERIA.get(claim), kept().get(which, {}).get("accuracies", {})
+    row = CRITERIA.get(claim)
+    found = kept(row.study).get(which, {}).get("accuracies", {}) if row else {}
     if row is None or not all(
         {*methods, "left alone", "right alone"} <= {*found.get(setting, {})}
         for setting, methods in row.needed.items()
@@ -147,12 +155,14 @@ def verdict(claim: str) -> str:
 
 def said(claim: str) -> str:
     """Every set's verdict, in a sentence without its full stop."""
-    each = [
-        f"{found.verdict} on {name}, seeds {', '.join(map(str, kept()[which]['seeds']))}"
-        for which, name in SETS.items()
-        if (found := judged(claim, which))
-    ]
-    return f"real images: {'; '.join(each) or NOT_RUN} (`{COMMAND}`)"
+    study, each = CRITERIA[claim].study, list[str]()
+    for which, name in SETS.items():
+        if found := judged(claim, which):
+            seeds = kept(study)[which]["seeds"]
+            planned = kept(study)[which].get("planned", len(seeds))
+            each.append(f"{found.verdict} on {name}, seeds {seeds[0]} to {seeds[-1]}")
+            each[-1] += f", {len(seeds)} of {planned}, provisional" * (len(seeds) < planned)
+    return f"real images: {'; '.join(each) or NOT_RUN} (`{COMMANDS[study]}`)"
 
 
 def measured(claim: str) -> str:
@@ -175,7 +185,7 @@ def keep(results: dict[str, Any]) -> None:
             chosen on the seeds of the results; where the set's other settings ran otherwise or on
             other seeds; and where a setting lacks methods that the record has there.
     """
-    settings, plan = results["settings"], results["plan"]
+    settings, plan, path = results["settings"], results["plan"], RECORDS / f"{FIRST}.json"
     seeds = plan["seeds"]
     if not settings["data"] or "not the published" in settings["images"] or settings["most"]:
         raise SystemExit(f"expected whole sets of the published files, got {settings['images']}")
@@ -187,7 +197,7 @@ def keep(results: dict[str, Any]) -> None:
     found = kept().get(settings["set"], {"settings": same, "seeds": seeds, "accuracies": {}})
     if (found["settings"], found["seeds"]) != (same, seeds):
         raise SystemExit(
-            f"{PATH} has {settings['set']} of other settings or seeds: {found['seeds']}"
+            f"{path} has {settings['set']} of other settings or seeds: {found['seeds']}"
         )
     new = {
         setting: {name: columns(row["runs"]) for name, row in methods.items()}
@@ -200,7 +210,7 @@ def keep(results: dict[str, Any]) -> None:
         if name not in methods
     ]
     if lost:
-        raise SystemExit(f"{PATH} has {', '.join(lost)}, which these results lack; run all --rules")
+        raise SystemExit(f"{path} has {', '.join(lost)}, which these results lack; run all --rules")
     record = kept() | {settings["set"]: found | {"accuracies": found["accuracies"] | new}}
-    write_whole(PATH, json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n")
+    write_whole(path, json.dumps(plain(record), indent=1, ensure_ascii=False) + "\n")
     kept.cache_clear()
