@@ -1,6 +1,5 @@
-"""Which tests are run; hypothesis draws the same examples on every machine; shapes in signatures
-are enforced if `MTLFUNC_TYPES=1`, and Gramians get last-bit noise if `MTLFUNC_NUDGE` is a seed
-(`test_elsewhere.py` does both).
+"""Which tests are run; hypothesis draws the same examples on every machine; `MTLFUNC_TYPES=1` has
+shapes enforced, a seed in `MTLFUNC_NUDGE` adds last-bit noise (`test_elsewhere.py` does both).
 """
 
 import os

@@ -278,6 +278,8 @@ VALUES = {
         r"batch: .*first axis"),
     "mixed precisions": (
         lambda: mf.task_gramian(vector, PARAMS | {"z": torch.ones(2) * 1j}, BATCH), "params:"),
+    "rows of two batches": (lambda: mf.second_evaluation(mf.double_sampling()), "of one batch"),
+    "rows of mixtures": (lambda: mf.second_evaluation(mf.jacobian(mix=mf.subset(2))), "mix="),
     "mask by layers": (lambda: mf.jacobian(mask=mf.graddrop(), engine="layerwise"), "mask"),
     "step rule": (lambda: mf.solvers.frank_wolfe(10, "exact"), "step="),
     "too many faces": (lambda: mf.solvers.faces()(mf.solvers.min_norm(torch.eye(7))), "faces:"),

@@ -92,6 +92,8 @@ def test_absent_tasks_count_in_no_pair():
     alone = info_of(torch.zeros(2, 3), torch.tensor([0.5, 0.5]))
     assert {"length": 0.0, "shortfall": 0.0}.items() <= mf.log_dict(alone).items()
     assert "conflict" not in mf.log_dict(alone)
+    moved = info_of(torch.eye(2), torch.tensor([0.5, 0.5]))._replace(rates=torch.zeros(2))
+    assert mf.log_dict(moved)["length"] == pytest.approx(0.5**0.5)  # whatever momentum adds
 
 
 def test_mixtures_of_tasks_are_numbered():

@@ -99,9 +99,7 @@ def test_pcgrad_random_orders_differ_by_step_and_key():
 
 @given(jacobians(least=1, most=5), st.sampled_from([0.0, 0.1, 0.4, 0.9, 1.0, 3.0]))
 def test_cagrad_stays_in_its_ball_and_beats_the_mean(J, c):
-    """‖d - g₀‖ <= c‖g₀‖ (to √ε of the rows where ‖g_w‖, read off G, nearly vanishes) and min g_t·d
-    >= min g_t·g₀.
-    """
+    """‖d - g₀‖ <= c‖g₀‖ (√ε of the rows off where ‖g_w‖ is near 0), min g_t·d >= min g_t·g₀."""
     G = J @ J.mT
     n, g0 = J.norm(dim=1), J.mean(0)
     weights = mf.weights(mf.cagrad(c), G)

@@ -228,12 +228,16 @@ def test_one_shot_calls_run_a_rule_once():
         mf.weights(rule._replace(reads=None), torch.eye(2))
     mf.weights(rule._replace(reads=None), torch.eye(2), torch.ones(2))
     assert len(calls) == 3
+    rows, beyond = torch.tensor([[6e4], [1e-5]]).half(), torch.tensor([1e-7, 1e5])
+    assert float(mf.aggregate(mf.stateless(lambda _: beyond), rows)) == pytest.approx(1.0, 0.01)
 
 
 def test_one_shot_calls_refuse_a_rule_that_reads_what_a_probe_alone_measures():
     for make, cure in ((mf.famo, r"second_evaluation\("), (mf.excess_mtl, r"excess_risk\(")):
         with pytest.raises(ValueError, match=rf"{make.__name__} reads '.* use .*mtlfunc\.{cure}"):
             mf.weights(make(), torch.eye(2), torch.ones(2))
+        with pytest.raises(ValueError, match=rf"{make.__name__} reads '.* use .*mtlfunc\.{cure}"):
+            mf.plot.simplex(torch.eye(3), make())
 
 
 # What a probe measures

@@ -196,9 +196,7 @@ def test_imtl_g_can_point_uphill_for_everyone():
 
 
 def test_imtl_g_of_dependent_gradients():
-    """Parallel: the limit of every nearby Gramian. Opposite: projections can only be equal to 0,
-    with weights of sum 1. A zero row has no say.
-    """
+    """Parallel: the limit of near Gramians. Opposite: projections 0, sum 1. Zero: no say."""
     J = torch.tensor([[1.0, 0.0, 0.0], [2.0, 0.0, 0.0]], dtype=F64)
     around = torch.tensor([[1.0, 0.0, 0.0], [2.0, 1e-4, 0.0]], dtype=F64)
     near(mf.weights(mf.imtl_g(), J @ J.mT), torch.tensor([2.0, 1.0], dtype=F64) / 3, 1e-14)
@@ -401,9 +399,8 @@ DECADES = product(*map(enumerate, (["min", "median", "rmse"], [0, 1.5, 2, 3], OR
 
 @pytest.mark.parametrize("case", few(DECADES, lambda case: sum(n for n, _ in case) % 3 == 0))
 def test_aligned_mtl_derivatives_where_norms_differ(case):
-    """Norms 10^±decades: values, first and second derivatives in 60 digits, in every nesting and
-    vmapped. Each task's part of d, relative to the largest, is exact to ε times the ratio of the
-    norms, the root of the condition number.
+    """Norms 10^±decades: values, first and second derivatives in 60 digits, nested and vmapped.
+    Each task's part of d, relative to the largest, is exact to ε times the ratio of the norms.
     """
     scale, decades, order = (value for _, value in case)
     norms = torch.tensor([10.0**decades, 1.0, 10.0**-decades], dtype=F64)[list(order)]

@@ -29,9 +29,7 @@ from tests.support.rules import (
 torchjd = pytest.importorskip("torchjd.aggregation")
 
 DECIDED = ("gaussian", "spread", "hull", "zero_row")
-"""Families in which no product is zero, and no cosine equal to its target, by construction:
-elsewhere the sign of rounding decides.
-"""
+"""Families without a zero product or a cosine at its target, where rounding decides the sign."""
 
 
 @pytest.mark.parametrize("family", DECIDED)

@@ -136,6 +136,9 @@ def test_an_absent_task_has_no_say():
         found = weights(rule, masked)
         torch.testing.assert_close(found[kept], weights(rule, alone))
         assert (found[~kept] == 0).all()
+    for by in ("norm", "loss", "both"):
+        found = weights(mf.normalize(mf.safe(mf.mean()), by), alone)
+        assert (jacobian[kept] @ (carried + jacobian[kept].mT @ found)).min() > -1e-9
 
 
 def test_what_it_refuses():

@@ -63,7 +63,8 @@ def test_every_method_is_that_of_the_matrix(form, engine):
     assert_close(flat((C @ J)[[1]].rows()), C[1:] @ matrix)
     assert_close(C[:, :2] @ J[:2] @ STEP, C[:, :2] @ (J @ STEP)[:2])
     assert J[[2, 0]].names == J[::-2].names == (J.names[2], J.names[0])
-    some = J[torch.tensor([True, False, True])].over("0.*")
+    assert J[[2, 0]][[1]].names == J[[0]].names
+    some = J[[2, 0, 1]][torch.tensor([True, True, False])].over("0.*")
     heads = {name: ROWS[name][[0, 2]].mean(0) for name in PARAMS if name not in some.columns}
     found = some.measure(rows=True, heads="plain").combine(torch.ones(2).to(W))
     assert_close({name: found[name] for name in heads}, heads)

@@ -117,9 +117,7 @@ class Harness:
         self, jacobian: Tensor, losses: Tensor, present: Tensor | None = None,
         preference: Tensor | None = None,
     ) -> Geometry:  # fmt: skip
-        """What a probe would hand to the rule; every tensor is new. Absent tasks have zero
-        gradients, losses and preferences.
-        """
+        """What a probe would hand to the rule, in new tensors; all of an absent task's are zero."""
         here = torch.ones_like(losses, dtype=torch.bool)
         share = torch.full_like(losses, 1 / len(losses)) if preference is None else preference
         if present is not None:

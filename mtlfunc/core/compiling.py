@@ -111,9 +111,7 @@ class Kernel:
 
 
 def jit(fastmath: bool | set[str] = False) -> Callable[[Callable[..., Any]], Kernel]:
-    """A kernel; `fastmath` names, as LLVM does, the liberties that the compiler has with
-    floating-point sums.
-    """
+    """A kernel; `fastmath` names the liberties that the compiler has with sums, as LLVM does."""
     return lambda function: Kernel(function, fastmath)
 
 

@@ -8,7 +8,17 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from ..types import LAST_LOSSES, Balance, Heads, Optimizer, Probe, Rule, Step, TrainState
+from ..types import (
+    GRAMIANS,
+    LAST_LOSSES,
+    Balance,
+    Heads,
+    Optimizer,
+    Probe,
+    Rule,
+    Step,
+    TrainState,
+)
 from .checks import check_option
 
 _PARTS: dict[type, tuple[str, str]] = {
@@ -128,6 +138,17 @@ def not_measured(
     if reads is None or measures is None:
         return frozenset()
     return reads - measures - _GIVEN - ({"carried"} if metric else set())
+
+
+def expect_of_gramian(rule: Rule) -> None:
+    """Raise for a rule that reads what a Gramian does not hold."""
+    missing = not_measured(rule, GRAMIANS)
+    expect_carried(rule, missing)
+    if missing:
+        raise ValueError(
+            f"rule: {rule_name(rule)} reads {quoted(missing)}, which a Gramian does not hold; use "
+            f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
+        )
 
 
 def quoted(names: Iterable[str]) -> str:

@@ -222,9 +222,7 @@ def _expect_key(x: Any) -> None:
 
 
 def _is_plain(*numbers: Any) -> bool:
-    """Whether these 64-bit integers can be read: no tensor of a transform or a tracer, nothing
-    compiling, all on a CPU.
-    """
+    """Whether these 64-bit integers can be read: on a CPU, no transform, no tracer, no compiler."""
     for x in numbers:
         if type(x) is Tensor:
             if x.ndim or x.dtype is not torch.int64 or not is_readable(x):

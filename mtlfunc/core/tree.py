@@ -54,7 +54,8 @@ def trained(module: nn.Module) -> Params:
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
-    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`.
+    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`. Memory is
+    shared with `grads` where both are laid out alike.
 
     Args:
         module: parameters of it without a gradient get None.
@@ -380,6 +381,9 @@ def _split_blocks(rows: Mapping[str, Tensor], names: Iterable[str]) -> list[list
 def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
     """Weighted sums of rows, leaf by leaf."""
     cast = {dtype: weights.to(dtype) for dtype in {leaf.dtype for leaf in rows.values()}}
+    if torch.float16 in cast:  # whose range is short of weights such as 1/length
+        wide = {n: x.float() if x.dtype == torch.float16 else x for n, x in rows.items()}
+        return {n: x.to(rows[n].dtype) for n, x in combine(weights, wide).items()}
     return {
         name: cast[leaf.dtype] @ leaf
         if leaf.ndim == 2  # nearly half of all leaves

@@ -95,9 +95,7 @@ class BySamples:
     def measure(
         self, shared: tuple[str, ...], wanted: bool, matrix: Tensor, chunk: int | None
     ) -> tuple[Rows, Tensor | None]:
-        """Of tasks that are weightings A [task, sample·part]: the rows that are made, and the
-        Gramian if it is `wanted`.
-        """
+        """Of weightings A [task, sample·part]: the rows made, and the Gramian if it is `wanted`."""
         with recording(self.backward):
             names = (*self.plan.rows, *self.plan.kept) if wanted else shared
             rows = self.rows([name for name in names if name in set(shared)], matrix, chunk)
@@ -156,9 +154,7 @@ def split(
 def split_samples(
     forward: Forward, names: tuple[str, ...], gramian_dtype: torch.dtype | None
 ) -> BySamples:
-    """The pass for every sample and task; raises an error where the graph does not prove that
-    samples stay separate.
-    """
+    """The pass for every sample and task; an error where the graph proves no samples apart."""
     names = tuple([name for name in names if name in forward.params])
     with enable_grad():
         inside = depth() > 0

@@ -133,9 +133,9 @@ _CURES = {
     ("in-place operation", "will be updated in place"): (
         "losses_fn changes a tensor in place that it did not make itself: most often a batch-norm "
         "layer in train mode updating its running statistics. Either call module.eval(), or pass "
-        "the buffers in the batch: clone them inside losses_fn and give them to functional_call "
-        "beside the parameters. A step returns them as aux, (losses, buffers), with has_aux=True; "
-        "put its info.aux into the next batch."
+        "the buffers in the batch (under vmap batched, too): clone them inside losses_fn and give "
+        "them to functional_call beside the parameters. A step returns them as aux, (losses, "
+        "buffers), with has_aux=True; put its info.aux into the next batch."
     ),
     # of reentrant checkpoints; of others; of these before torch 2.12
     ("not compatible with .grad()", "saved tensor hooks", "_NoopSaveInputs"): CHECKPOINTING,

@@ -157,9 +157,7 @@ def parse_samples(out: Any) -> Losses:
 
 
 def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
-    """Losses `[sample]` or `[sample, part]` that weightings make tasks of, flattened; raises an
-    error for others.
-    """
+    """Losses `[sample]` or `[sample, part]` of weightings, flattened; an error for others."""
     if not has_aux and is_pair(out):
         raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
     out, aux = _declared(out) if has_aux else (out, ())

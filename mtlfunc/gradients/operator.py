@@ -279,9 +279,11 @@ class TaskJacobian:
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
             )
-        if self.mix is not None or torch.compiler.is_compiling():
+        mixtures = self.mix is not None and self.chosen is None
+        if mixtures or torch.compiler.is_compiling():
             return self.mixed(rows)
-        kept = rows.any(0)  # a loss of its own that is not kept is not differentiated
+        # a loss of its own that is not kept is not differentiated
+        kept = (rows if self.mix is None else rows @ self.mix.to(rows)).any(0)
         scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
         out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
         jacobian = replace(self, scale=scale, left_out=out).mixed(rows)

@@ -12,6 +12,7 @@ from torch.func import vmap
 
 from ..core import random
 from ..core.checks import check_count, expect_answer
+from ..core.expect import expect_of_gramian
 from ..core.progress import progress_bar
 from ..rules.common import as_rule
 from ..types import Geometry, Rule
@@ -35,6 +36,7 @@ def weights_of(rule: AnyRule, gramians: Tensor, losses: Tensor, key: int, steps:
     """Weights `[n, task]` of a fresh rule, keyed as in `mtlfunc.weights`, after `steps` updates."""
     check_count(steps, "steps")
     made, root, count = as_rule(rule), random.key(key), gramians.shape[-1]
+    expect_of_gramian(made)
 
     def weights_at(gramian: Tensor) -> Tensor:
         share, present = torch.full_like(losses, 1 / count), torch.ones(count, dtype=torch.bool)

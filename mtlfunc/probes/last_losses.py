@@ -13,6 +13,11 @@ from ..core.internals import tree_leaves, tree_map
 from ..types import LAST_LOSSES, Batch, Probe, State, TaskGradients, constructor
 from .common import Run, check_memory
 
+ONE_BATCH = (
+    "probe: the losses before and after a step, which mtlfunc.famo reads, are those of the tasks "
+    "on one batch; take a probe of one batch without mix= and weightings="
+)
+
 
 class SecondEvaluationState(NamedTuple):
     """The inner probe's state, and the last step's batch with its losses."""
@@ -32,8 +37,8 @@ def second_evaluation(probe: Probe) -> Probe:
     only on the batch that it was taken on; FAMO's weights learn from that.
 
     Args:
-        probe: any probe whose rows are the tasks (no `mix`). The batch is part of its state: any
-            nested tuple, list or dict of tensors.
+        probe: any probe of one batch whose rows are the losses (no `mix`, no `weightings`). The
+            batch is part of its state: any nested tuple, list or dict of tensors.
 
     Returns:
         a probe that measures as the given one does; `geometry.extra` gets three rows `[task]`:
@@ -44,7 +49,7 @@ def second_evaluation(probe: Probe) -> Probe:
     Raises:
         TypeError: for `probe` that is none; at `init`, for a batch with leaves that are not
             tensors.
-        ValueError: at a step, where the probe mixes tasks into rows.
+        ValueError: for another probe, as far as it says so; else at a step.
 
     Source:
         Liu et al. 2023 (FAMO), Algorithm 2, the second evaluation of the losses.
@@ -61,6 +66,7 @@ def second_evaluation(probe: Probe) -> Probe:
         {'last_losses': [1.0, 4.0], 'last_losses_now': [0.0, 1.0], 'last_present': [True, True]}
     """
     expect_probe(probe)
+    measures = _measuring(probe)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses, inner = probe.init(run, batch, key)
@@ -73,7 +79,6 @@ def second_evaluation(probe: Probe) -> Probe:
         following = state._replace(probe=inner, batch=_copied(batch))
         return _remember(run, measured, following, now)
 
-    measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)
 
 
@@ -90,6 +95,7 @@ class ObservedState(NamedTuple):
 
 def observed(probe: Probe) -> Probe:
     """What `second_evaluation` measures, of losses that `Balancer.observe` takes after a step."""
+    measures = _measuring(probe)
 
     def init(run: Run, batch: Batch, key: Tensor) -> tuple[Tensor, State]:
         losses, inner = probe.init(run, batch, key)
@@ -108,8 +114,14 @@ def observed(probe: Probe) -> Probe:
         following = state._replace(probe=inner, due=torch.ones_like(state.due))
         return _remember(run, measured, following, state.now)
 
-    measures = None if probe.measures is None else probe.measures.union(LAST_LOSSES)
     return probe._replace(init=init, update=update, measures=measures)
+
+
+def _measuring(probe: Probe) -> frozenset[str] | None:
+    """What is measured then; an error for a probe whose rows are no losses of one batch."""
+    if probe.mixes or probe.weightings or "cross_gramian" in (probe.measures or ()):
+        raise ValueError(ONE_BATCH)
+    return None if probe.measures is None else probe.measures.union(LAST_LOSSES)
 
 
 def _no_step(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,10 +139,7 @@ def _remember(
     """
     geometry, now = measured.geometry, run.union.total(now, state.share)
     if geometry.losses.shape != now.shape:
-        raise ValueError(
-            f"second_evaluation: the probe mixes {len(now)} tasks into {len(geometry.losses)} "
-            "rows; leave mix out"
-        )
+        raise ValueError(ONE_BATCH)
     last = (state.losses, now.where(state.present, 0.0), state.present)
     extra = geometry.extra | dict(zip(LAST_LOSSES, last, strict=True))
     share = 1.0 if measured.part is None else measured.part

@@ -62,7 +62,8 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         if geometry.gramian is not None:
             divisor = size.to(geometry.gramian)
             geometry = geometry._replace(gramian=geometry.gramian / divisor[:, None] / divisor)
-        products = {name: x / size.to(x) for name, x in geometry.extra.items() if name == "carried"}
+        unit = mean * size  # of what the rule sees added to its G w
+        products = {k: x / unit.to(x) for k, x in geometry.extra.items() if k == "carried"}
         geometry = geometry._replace(extra=geometry.extra | products)
         weights, state = rule.update(geometry, state)
         return weights * (mean / size).to(weights), state

@@ -95,9 +95,7 @@ def start_draws(orders: Tensor | None, count: int, key: Tensor) -> State:
 
 
 def draws_of(orders: Tensor | None, state: State, gramian: Tensor) -> tuple[Tensor, State]:
-    """This step's orders `[task, task]`, or the key `[]` that they follow from; and the stream
-    after them.
-    """
+    """This step's orders `[task, task]`, or the key `[]` that makes them; and the next stream."""
     if orders is not None:
         return orders.to(gramian.device), state
     if len(gramian) > 2:

@@ -13,9 +13,7 @@ from ..core.transforms import is_differentiated
 
 
 def kernel_applies(gramian: Tensor, *others: Tensor) -> bool:
-    """Whether `surgery` may stand in: on a CPU, outside `torch.compile`, and where nothing
-    differentiates.
-    """
+    """Whether `surgery` may stand in: on a CPU, not compiling, where nothing differentiates."""
     return gramian.device.type == "cpu" and not is_differentiated((gramian, *others))
 
 

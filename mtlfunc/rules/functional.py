@@ -13,17 +13,9 @@ from ..core.checks import (
     check_weights,
     expect_answer,
 )
-from ..core.expect import (
-    expect_carried,
-    expect_rule,
-    not_measured,
-    probe_for,
-    quoted,
-    reads_of,
-    rule_name,
-)
+from ..core.expect import expect_of_gramian, expect_rule, reads_of, rule_name
 from ..core.transforms import all_rows_mask, has_finite_sum, values_readable
-from ..types import GRAMIANS, Geometry, Rule
+from ..types import Geometry, Rule
 from .common import may_read
 
 
@@ -73,13 +65,7 @@ def _weights(rule: Rule, gramian: Tensor, losses: Tensor | None, key: int | Tens
         raise ValueError(
             f"losses: {rule_name(rule)} {verb} the losses; pass losses=, one per task{other}"
         )
-    missing = not_measured(rule, GRAMIANS)
-    expect_carried(rule, missing)
-    if missing:
-        raise ValueError(
-            f"rule: {rule_name(rule)} reads {quoted(missing)}, which a Gramian does not hold; use "
-            f"mtlfunc.balance(losses_fn, rule, {probe_for(rule)})"
-        )
+    expect_of_gramian(rule)
     row = gramian[0]
     # copies, which a rule or its solver may write into
     losses, gramian = torch.ones_like(row) if losses is None else losses.clone(), gramian.clone()

@@ -127,9 +127,7 @@ def scale_to_simplex(w: Tensor) -> Tensor:
 
 
 def _violation(problem: MinNorm | CAGrad, w: Tensor) -> Tensor:
-    """How far the worst task lies below the mean rate, as a cosine: blind to the scale of every
-    gradient.
-    """
+    """How far the worst task lies below the mean rate, as a cosine: blind to gradients' scales."""
     rates = problem.gradient(w)
     n = lengths(problem.gramian)
     return ((w @ rates - rates) / n).amax()

@@ -319,7 +319,8 @@ class _Points:
         sizes: dict[str, int] = {}
         for name, x in self.values.items():
             names = self.dims.get(name, tuple(f"{name}_dim_{k}" for k in range(x.ndim - 1)))
-            if len({*self.axes, *names}) < len(self.axes) + x.ndim - 1 or len(names) != x.ndim - 1:
+            taken = self.axes.keys() | self.values.keys()
+            if len(taken | {*names}) < len(taken) + x.ndim - 1 or len(names) != x.ndim - 1:
                 raise ValueError(f"dims[{name!r}]: expected {x.ndim - 1} new names, got {names}")
             both = [(k, n, sizes.setdefault(k, n)) for k, n in zip(names, x.shape[1:], strict=True)]
             if clash := [pair for pair in both if pair[1] != pair[2]]:

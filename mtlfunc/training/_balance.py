@@ -74,16 +74,16 @@ def balance(
             `Info.aux`.
 
     Returns:
-        `init(params, batch, key=0) -> state` (one forward; key is an integer or a 0-d integer
-        tensor) and `update(params, batch, state) -> (grads, state, info)`; grads have the names and
-        shapes of params.
+        `init(params, batch, key=0) -> state` (one forward, and for losses in a vector one at NaN,
+        which shows what reads the shared parameters; key is an integer or a 0-d integer tensor) and
+        `update(params, batch, state) -> (grads, state, info)`; grads are like params.
 
     Raises:
         TypeError: for a rule, probe, losses_fn or state that is something else.
         ValueError: for a rule that reads what the probe does not measure (`Rule.reads`,
             `Probe.measures`); for tasks that come or go between steps; for a state of another rule,
             where that can be known; for NaN or infinite losses, gradients or weights, where they
-            can be seen (on CPU, outside transforms); elsewhere they end up as NaN in grads.
+            can be seen (on CPU, outside transforms); elsewhere grads are those of such a loss.
         RuntimeError: for autocast around the step.
         NotImplementedError: for modules or parameters of several processes.
 

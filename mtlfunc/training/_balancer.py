@@ -277,7 +277,7 @@ class Balancer:
 
         Args:
             losses: as in `backward`, of the same batch, evaluated again after `optimizer.step()`;
-                no graph is needed. A rule that does not read them does without.
+                no graph is needed (of weightings A @ losses). Other rules do without.
 
         Raises:
             ValueError: before the first step, and for losses of other tasks, or NaN of one present.

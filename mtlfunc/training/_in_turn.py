@@ -61,9 +61,7 @@ def differentiated_in_turn(
     functions: Functions, leaves: Params, shared: tuple[str, ...], tasks: Tasks,
     present: Tensor | None,
 ) -> RowsInTurn:  # fmt: skip
-    """Call the functions of the tasks that have labels, one after the other; of the `shared` leaves
-    every task has a row.
-    """
+    """Call the functions of tasks with labels in turn; each has a row of the `shared` leaves."""
     named = isinstance(tasks, dict)
     mask = mask_of(present, len(tasks))
     here = [True] * len(tasks) if mask is None else mask.tolist()

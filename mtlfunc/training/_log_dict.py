@@ -17,10 +17,10 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
         names: of the tasks; None takes those of a dict of losses, or 0, 1, 2, …
 
     Returns:
-        `loss/near`, `weight/near` and, where a Gramian was measured: `rate/near`, g_t·d along d =
-        Jᵀw, below 0 where that loss rises; `cosine/near-far`; `conflict`, the share of negative
-        ones; `length`, ‖d‖ with weights scaled to sum 1, where their sum is positive; `shortfall`,
-        ‖d‖² - min_t g_t·d of this d: ½‖d‖² is within it of the least that a convex combination has.
+        `loss/near`, `weight/near` and, where a Gramian was measured: `rate/near`, of `info.rates`,
+        below 0 where that loss rises; `cosine/near-far`; `conflict`, the share of negative ones;
+        `length`, ‖d‖ along d = Jᵀw with weights scaled to sum 1, where that is positive; and
+        `shortfall`, ‖d‖² - min_t g_t·d: ½‖d‖² is within it of the least of convex combinations.
         Tasks without a gradient have no part in pairs and shortfall.
 
     Raises:
@@ -51,6 +51,7 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
     if len(gramian):
         found += zip([f"rate/{name}" for name in rows], rate, strict=True)
         inner = gramian.reshape(len(rows), -1)
+        along = inner @ weight  # the rates, but for what an optimizer's momentum adds
         inner = 0.5 * (inner + inner.T)  # they differ for a Gramian of two batches alone
         some = np.flatnonzero(~(inner.diagonal() <= 0))  # NaN stays
         s, t = (some[i] for i in np.triu_indices(len(some), 1))
@@ -62,8 +63,8 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
             found.append(("conflict", np.where(np.isnan(cosine), np.nan, cosine < 0).mean()))
         total = weight.sum() if weight.sum() > 0 else 1.0
         # rounding alone, or two batches, take it below 0
-        square = np.maximum(weight / total @ (rate / total), 0.0)
-        short = square - min(rate[some] / total, default=square)
+        square = np.maximum(weight / total @ (along / total), 0.0)
+        short = square - min(along[some] / total, default=square)
         found += [("length", np.sqrt(square)), ("shortfall", short)]
     if len(numbers := {name: float(x) for name, x in found}) < len(found):
         raise ValueError(f"names: {tasks} give one key to two numbers; let them differ, without -")

@@ -1,7 +1,6 @@
-"""The core in an environment of torch, numpy and jaxtyping alone: a loop, every rule that
-needs nothing but losses and a Gramian, every solver, the families of `check_solver`, an audit.
-`python tests/support/light.py` where nothing else is installed; with `--hide` where the rest is,
-of which nothing is then found.
+"""The core with torch, numpy and jaxtyping alone: a loop, every rule that needs nothing but losses
+and a Gramian, every solver, `check_solver`'s families, an audit. `python tests/support/light.py`
+where nothing else is installed; with `--hide` the rest is not found.
 """
 
 import importlib.machinery

@@ -74,9 +74,7 @@ class Group(NamedTuple):
 
     @property
     def calls(self) -> tuple[tuple[object, int, tuple[int, ...]], ...]:
-        """The calls' outputs and positions: a weight and the bias added to its products have the
-        same ones.
-        """
+        """The calls' outputs and positions: a weight and its bias have the same ones."""
         return tuple((use.edge.node, use.edge.output_nr, use.axes) for use in self.uses)
 
     @property

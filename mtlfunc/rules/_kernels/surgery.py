@@ -53,9 +53,7 @@ def hash_bits(x: np.uint64) -> np.uint64:
 
 @_jit
 def _order(root: np.uint64, row: int, draws: Array, order: Array) -> None:
-    """Row `row` of `random.permutation(key, T, rows=T)`: the order of T uniform numbers, by
-    insertion.
-    """
+    """Row `row` of `random.permutation(key, T, rows=T)`: T uniform numbers sorted by insertion."""
     count = len(order)
     for s in range(count):
         draw = hash_bits(root + np.uint64(row * count + s + 1) * np.uint64(GOLDEN)) >> np.uint64(11)

@@ -158,9 +158,7 @@ def _factorise(v: Array, k: Array, m: Array, ridge: float, floor: float, least: 
 
 @_jit
 def _solve_face(v: Array, k: Array, m: Array) -> None:
-    """x = (matrix + ridge)⁻¹ right; every round after the first refines it towards matrix⁻¹
-    right.
-    """
+    """x = (matrix + ridge)⁻¹ right; every further round refines it towards matrix⁻¹ right."""
     size = k[COUNT, SIZE]
     for i in range(size):
         v[X, i] = 0.0

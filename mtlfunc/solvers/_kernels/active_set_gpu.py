@@ -115,9 +115,7 @@ def _inverse_times(root, x):
 @triton.jit
 @no_type_check
 def _solve_face(root, cosine, e, right, ridge):
-    """x = (M + ridge)⁻¹ right on the face, refined until a round changes so little that the next
-    would change nothing.
-    """
+    """x = (M + ridge)⁻¹ right on the face, refined until one more round would change nothing."""
     x = _inverse_times(root, right)
     moving = 6
     while moving > 0:

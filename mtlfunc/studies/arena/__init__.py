@@ -1,6 +1,4 @@
-"""Every rule on small problems with known answers, each at its own best learning rate, against a
-tuned static search.
-"""
+"""Rules on small problems with known answers, at their best rates, against a static search."""
 
 from .contest import REFERENCES as REFERENCES
 from .contest import SHORT as SHORT

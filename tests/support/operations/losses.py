@@ -15,9 +15,8 @@ Batch = tuple[Tensor, ...]
 
 
 class Losses:
-    """T losses, quadratic in the outputs of K operations whose inputs are leaves.
-    A batch (s [K], u) moves the inputs of operation k by s_k and scales all of them by u, the
-    sample.
+    """T losses, quadratic in the outputs of K operations whose inputs are leaves. A batch (s [K],
+    u) moves the inputs of operation k by s_k and scales all of them, the sample, by u.
     """
 
     def __init__(self, names: tuple[str, ...], tasks: int) -> None:
