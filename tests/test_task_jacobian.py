@@ -217,6 +217,7 @@ def test_prints():
         (lambda J: mf.task_jacobian(parts, PARAMS, X), r"losses of shape \[task\], got \[4, 2\]"),
         (lambda J: mf.task_jacobian(vector, PARAMS, X, engine=W), "engine"),  # pyright: ignore
         (lambda J: mf.task_jacobian(NET(X).detach().mean(0), NET), "they depend on no parameter"),
+        (lambda J: mf.task_jacobian(NET(X).mean(0), NET, X), "batch: .*leave it out"),
     ],
 )
 def test_refusals(call, words):

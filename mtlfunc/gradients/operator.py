@@ -465,6 +465,8 @@ def task_jacobian(
     check_params(leaves, mixed=exist)
     names = select(leaves, shared)
     if exist:
+        if not (isinstance(batch, tuple) and not batch):
+            raise ValueError("batch: losses that exist are of one already; leave it out")
         several: Any = list(losses) if isinstance(losses, tuple) else losses
         parse = parse_losses if weightings is None else parse_weightings
         forward = live(parse(several, "losses"), leaves, hooked=True)
