@@ -157,7 +157,8 @@ LIBMTL = {
     # Gα = 1/α, whose direction is cut to the length 1
     "Nash_MTL": lambda steps: (A.FairGrad(1.0)(J) / 3**0.5 for J, _ in steps),
     "UPGrad": by(A.UPGrad), "ExcessMTL": excess, "DB_MTL": db_mtl,
-    "MoDo": by(A.MoDoWeighting), "SDMGrad": by(partial(A.SDMGradWeighting, lr=5.0)),
+    "MoDo": by(partial(A.MoDoWeighting, gamma=1e-3)),
+    "SDMGrad": by(partial(A.SDMGradWeighting, lr=5.0)),
 }  # fmt: skip
 
 

@@ -177,9 +177,7 @@ def test_autocast_accumulates_in_single_precision(layer):
 @pytest.mark.parametrize("engine", ["rows", "layerwise"])
 @pytest.mark.parametrize("measure", ["task", "sample"])
 def test_hypergradients_through_norms_equal_differences(kind, engine, measure, where):
-    """torch's batched backward of these norms is wrong when it is differentiated again, by a number
-    that enters before the norm or after it, in a transform or a closure.
-    """
+    """torch's batched backward of these norms is wrong when differentiated again by a number."""
     norm = nn.LayerNorm(6) if kind == "layer" else nn.BatchNorm1d(6, track_running_stats=False)
     net = nn.Sequential(nn.Linear(4, 6), norm, nn.ReLU(), nn.Linear(6, TASKS)).double()
     params, x = mf.parameters(net), torch.randn(SAMPLES, 4, dtype=F64)

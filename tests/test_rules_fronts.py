@@ -147,6 +147,11 @@ def test_pareto_mtl_equals_literal_algorithm(count):
             near(weights @ J, torch.from_numpy(expected), 0, 1e-9 * float(J.norm()))
             assert int(state.search) == (max(search - 1, 0) if violated else 0)
     assert len(phases) == 4
+    rows, u = torch.tensor([[5.0, 2, 4], [9, -7, -1], [800, 900, 300]]), torch.tensor([1.0, 4, 3])
+    w = mf.weights(mf.pareto_mtl(u, search=0), rows @ rows.mT, torch.tensor([6.0, 9, 1]))
+    J, u = rows.double().numpy(), u.double().numpy()  # whole numbers: G is exact
+    expected = literal_pareto_mtl(J, np.array([6.0, 9, 1]), u, np.eye(3), False)[0]
+    near(w @ rows, torch.from_numpy(expected).float(), 0, 1e-4)
 
 
 def test_pareto_mtl_searches_until_a_point_is_found():

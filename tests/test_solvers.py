@@ -44,12 +44,10 @@ def certificate(problem, G, solution: Solution, c=0.4):
 
 
 def allowed(solver, problem, G, solution: Solution, c=0.4):
-    """The largest gap of an exact solver: rounding, and what an objective within δ of its optimum
-    leaves open.
-    Moving a fraction s towards the task with the smallest rate lowers a simplex objective by s·gap
-    - ½s²L, so gap² <= 2Lδ with L = 4n_max² for min-norm and L = 4n_max²·r/‖g_w‖ for CAGrad (‖g_w‖ >
-    1e-3 n_max, below which the primal is solved, to δ). For the dual cone the same along single
-    coordinates bounds every rate by √(2δ)·n_t.
+    """The largest gap of an exact solver: rounding, and what an objective within δ leaves. A move s
+    towards the task with the smallest rate lowers a simplex objective by s·gap - ½s²L, so gap² <=
+    2Lδ with L = 4n_max² for min-norm and L = 4n_max²·r/‖g_w‖ for CAGrad (‖g_w‖ > 1e-3 n_max, below
+    which the primal is solved, to δ). The dual cone's rates, by coordinates, are within √(2δ)·n_t.
     """
     delta = SOLVERS[solver].objective
     assert delta is not None, "only of solvers that promise something"

@@ -32,10 +32,8 @@ def tie_tolerance(solver):
 
 
 def apart(solver, problem, mine, alone):
-    """How far two answers' weights may be from one another.
-    An objective known to its gap tells its argument to √(2·gap/μ), with μ the least curvature along
-    the feasible set; weights follow the argument by the Jacobian of `recover`. A factor of 2 is for
-    what both change on the way between the two.
+    """How far two answers' weights may differ. A gap tells an argument to √(2·gap/μ), μ the least
+    curvature on the feasible set; weights follow it by the Jacobian of `recover`. Twice for both.
     """
     tolerance = tie_tolerance(solver)
     if not (SOLVERS[solver].objective or chooses(solver)):
@@ -121,10 +119,9 @@ def answer(solver, problem, probe, J):
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
 def test_solver_derivatives_equal_central_differences(solver, problem, count):
-    """Of a random combination of weights, dual and value, along random directions.
-    Central differences of the enumeration of faces, h = 1e-5: truncation h², rounding ε/h, 1e-10
-    each at unit scale and condition numbers up to 1e3. cvx evaluates the same formula at weights
-    that are right to 1e-6.
+    """Of random combinations of weights, dual and value. Central differences of the enumeration of
+    faces, h = 1e-5: truncation h², rounding ε/h, 1e-10 each at unit scale and condition numbers up
+    to 1e3. cvx's weights are right to 1e-6.
     """
     probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count + 1))
     rtol = 1e-6 if SOLVERS[solver].objective == 0 else 1e-4

@@ -197,8 +197,9 @@ def expect_measurement(answer: Any) -> tuple[TaskGradients, State]:
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state, for losses [row]."""
-    return _of_tensors(rule.init(losses, key), "rule", rule)
+    """The rule's first state, for losses [row]; a sum in half precision would come to a halt."""
+    wide = losses.to(torch.promote_types(losses.dtype, torch.float32))
+    return _of_tensors(rule.init(wide, key), "rule", rule)
 
 
 def init_probe(probe: Probe, run: Any, batch: Batch, key: Tensor) -> tuple[Tensor, State]:

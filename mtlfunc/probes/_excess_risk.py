@@ -53,8 +53,8 @@ def excess_risk(
 
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         found, metric = options.measure(run, batch, rows=True)
-        rows = found.rows  # an absent task's is 0
-        check_memory(same_shapes(state, rows))
+        check_memory(same_shapes(state, found.rows))
+        rows = {name: x.to(state[name]) for name, x in found.rows.items()}  # an absent task's is 0
         squares = {name: s + rows[name].square() for name, s in state.items()}
         roots = {name: s.where(s > 0, 1.0).sqrt() for name, s in squares.items()}  # 0/√0 is 0
         risks = [(rows[name].square() / x).reshape(len(x), -1).sum(1) for name, x in roots.items()]

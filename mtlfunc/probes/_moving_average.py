@@ -99,7 +99,7 @@ def moving_average(
         mass = state.mass + beta * (1 - state.mass)
         kept = {name: y + _over(beta, y) * (rows[name] - y) for name, y in state.rows.items()}
         shown = present.to(mass) / mass.where(mass > 0, 1.0) if corrected else present.to(mass)
-        rows = {name: _over(shown, y) * y for name, y in kept.items()}
+        rows = {name: (_over(shown, y) * y).to(rows[name]) for name, y in kept.items()}
         following = MovingAverageState(kept, mass, steps)
         return answer(found._replace(rows=rows), metric), following
 

@@ -287,9 +287,10 @@ class Options(NamedTuple):
         return found, metric
 
     def zeros(self, run: Run, tasks: int) -> Rows:
-        """Rows of zeros, for a memory of rows."""
-        names, real = select(run.params, self.shared), real_of(run.params)
-        return {name: real[name].new_zeros(tasks, *real[name].shape) for name in names}
+        """Rows of zeros, for a memory of rows; in half precision it would come to a halt."""
+        real = real_of({name: run.params[name] for name in select(run.params, self.shared)})
+        wide = {name: torch.promote_types(x.dtype, torch.float32) for name, x in real.items()}
+        return {n: x.new_zeros(tasks, *x.shape, dtype=wide[n]) for n, x in real.items()}
 
     def _labels(self, run: Run, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Labels by task; or weightings, whose rows say which tasks have any."""

@@ -70,9 +70,7 @@ class Ranks(NamedTuple):
         return {name for name, count in zip(every, found.tolist(), strict=True) if count}
 
     def shares(self, counts: Tensor | None) -> "Shares":
-        """This process's part of the union's losses: by its labels `[task]`, booleans or numbers,
-        or equal parts without any.
-        """
+        """This process's part of the union's losses: by its labels or counts `[task]`, or equal."""
         if counts is None:
             return Shares(self, 1 / self.size, None, None)
         if self.size == 1:

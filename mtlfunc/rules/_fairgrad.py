@@ -42,8 +42,7 @@ def fairgrad(
 
     Source:
         Ban & Ji 2024, eq. 4 and Algorithm 1. The official code, LibMTL and TorchJD solve by SciPy's
-        least_squares from w = 1/T, whose tolerances of 1e-8 are absolute; the official code then
-        steps T times as far and clips the norm at max_norm.
+        least_squares from w = 1/T; the first then steps T times as far, and clips at max_norm.
 
     Examples:
         >>> import torch, mtlfunc as mf

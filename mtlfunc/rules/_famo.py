@@ -12,7 +12,7 @@ from ..core.checks import check_scalar, normalized_preference, poison
 from ..solvers.problems import or_one
 from ..types import LAST_LOSSES, Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import MAY_BE_0, check_shape, learn, optimizer_at, require_positive, softmax
+from .losswise import MAY_BE_0, begin, check_shape, learn, optimizer_at, require_positive, softmax
 
 
 class FAMOState(NamedTuple):
@@ -84,7 +84,7 @@ def famo(
         check_shape(lower, losses, "lower")
         zero = torch.zeros_like(losses)
         last = (zero.clone(), torch.zeros_like(losses, dtype=torch.bool)) if full_batch else ()
-        return FAMOState(zero, move.init({"x": zero}), last)
+        return FAMOState(zero, begin(move, zero), last)
 
     def update(geometry: Geometry, state: FAMOState) -> tuple[Tensor, State]:
         losses, present, extra = geometry.losses, geometry.present, geometry.extra

@@ -13,7 +13,7 @@ from ..core.transforms import values_readable
 from ..solvers.problems import or_one, root
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
-from .losswise import check_shape, learn, optimizer_at, require_nonnegative
+from .losswise import begin, check_shape, learn, optimizer_at, require_nonnegative
 
 
 class GradNormState(NamedTuple):
@@ -92,7 +92,7 @@ def gradnorm(
         weights = torch.ones_like(losses)
         # NaN where that could not be read: the ratio of two negative losses would look plausible.
         initial = initial.where(initial > 0, float("nan"))
-        return GradNormState(weights, initial, move.init({"x": weights}))
+        return GradNormState(weights, initial, begin(move, weights))
 
     def update(geometry: Geometry, state: GradNormState) -> tuple[Tensor, State]:
         gramian = gramian_of(geometry)

@@ -90,9 +90,7 @@ def vaccinate(
     partners: Int[Tensor, "task task"],
     targets: Float[Tensor, "task task"],
 ) -> tuple[Tensor, Tensor]:
-    """The coefficients A and the cosines φ, in plain torch; lengths are in units of ‖g_i‖, so that
-    all gradients are unit vectors.
-    """
+    """The coefficients A and cosines φ of unit gradients, in plain torch; lengths are in ‖g_i‖."""
     count = len(gramian)
     tasks = torch.arange(count, device=gramian.device)
     length = root(gramian.diagonal())

@@ -11,7 +11,7 @@ from ..core import optim
 from ..core.checks import normalized_preference, poison
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import learn, optimizer_at
+from .losswise import begin, learn, optimizer_at
 
 
 class IMTLLState(NamedTuple):
@@ -61,7 +61,7 @@ def imtl_l(
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         s = torch.zeros_like(losses)
-        return IMTLLState(s, move.init({"x": s}))
+        return IMTLLState(s, begin(move, s))
 
     def update(geometry: Geometry, state: IMTLLState) -> tuple[Tensor, State]:
         scale = torch.exp(state.s)

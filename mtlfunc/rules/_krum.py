@@ -52,7 +52,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         gramian, present = gramian_of(geometry), geometry.present
         total, square = len(gramian), gramian.diagonal()
-        distance = (square[:, None] + square - 2 * gramian).clamp_min(0)
+        distance = (square[:, None] + square - (gramian + gramian.mT)).clamp_min(0)
         if all_present(present):
             # the first is the row itself
             score = distance.sort(-1).values[:, 1 : 1 + max(total - byzantine - 2, 1)].sum(-1)

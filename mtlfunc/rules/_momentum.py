@@ -54,8 +54,8 @@ def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
     def update(geometry: Geometry, state: MomentumState) -> tuple[Tensor, State]:
         now, inner = rule.update(geometry, state.rule)
         present = geometry.present
-        mixed = torch.where(state.begun, decay * state.weights.to(now) + (1 - decay) * now, now)
-        kept = torch.where(present, mixed, state.weights.to(now))
+        mixed = torch.where(state.begun, decay * state.weights + (1 - decay) * now, now)
+        kept = torch.where(present, mixed, state.weights)
         held = MomentumState(inner, kept.to(state.weights), state.begun | present)
         return torch.where(present, mixed, 0.0), held
 

@@ -86,14 +86,14 @@ def pareto_mtl(
         return ParetoMTLState(torch.zeros_like(losses[0], dtype=torch.int64) + search)
 
     def update(geometry: Geometry, state: ParetoMTLState) -> tuple[Tensor, State]:
-        gramian, present = gramian_of(geometry), geometry.present
-        count = len(gramian)
+        given, present = gramian_of(geometry), geometry.present
+        gramian, count, eps = given.double(), len(given), torch.finfo(given.dtype).eps
         losses = geometry.losses.to(gramian)
         axes = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
         u = preference_of(geometry, ray, gramian)
         vectors = (axes if others is None else others.to(gramian)) * present
         apart = vectors / or_one(vectors.norm(dim=-1, keepdim=True)) - u / or_one(u.norm())
-        least = 8 * count * torch.finfo(gramian.dtype).eps * losses.norm()
+        least = 8 * count * eps * losses.norm()
         violated = (apart @ losses > least) & (vectors > 0).any(-1)
         searching = violated.any() & (state.search > 0)
 
@@ -103,13 +103,15 @@ def pareto_mtl(
         first = torch.where(used, places, len(rows)).amin().clamp_max(len(rows) - 1)
         # a copy does not move the shortest vector
         rows = rows.index_select(0, torch.where(used, places, first))
-        # where constraints' rows cancel, what rounding leaves must not be indefinite
+        # where constraints' rows cancel, what rounding leaves must not be indefinite: that of the
+        # Gramian, and that of the product here
+        square, lengths = gramian.diagonal(), root(gramian.diagonal()) @ rows.abs().mT
+        product = rows @ (gramian + 4 * count * eps * violated.any() * square.diag()) @ rows.mT
         noise = 8 * len(rows) * torch.finfo(gramian.dtype).eps * violated.any()
-        lengths = root(gramian.diagonal()) @ rows.abs().mT
-        inner = rows @ gramian @ rows.mT + noise * (lengths**2).diag()
+        inner = product + noise * (lengths**2).diag()
         weights = torch.where(present, weights_of(min_norm(inner), solver) @ rows, 0.0)
         left = torch.where(violated.any(), (state.search - 1).clamp_min(0), 0)
         left = torch.where(present.any(), left, state.search)
-        return poison(weights, gramian, losses, u), ParetoMTLState(left)
+        return poison(weights, gramian, losses, u).to(given), ParetoMTLState(left)
 
     return Rule(init, update, reading("gramian", "losses", preference=ray), heads="weighted")

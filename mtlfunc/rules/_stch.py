@@ -82,7 +82,8 @@ def stch(
         p = preference_of(geometry, preference)
 
         def slopes(objective: Tensor) -> Tensor:
-            return present.sum() * p * softmax(p * objective / mu, present.to(losses))
+            y = p * objective  # shifted before mu scales it, or halves overflow
+            return present.sum() * p * softmax((y - y.amax()) / mu, present.to(losses))
 
         if warmup is None:
             above = losses if reference is None else losses - reference.to(losses)

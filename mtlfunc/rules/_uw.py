@@ -11,7 +11,7 @@ from ..core import optim
 from ..core.checks import normalized_preference, poison
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import preference_of, reading
-from .losswise import learn, optimizer_at
+from .losswise import begin, learn, optimizer_at
 
 
 class UWState(NamedTuple):
@@ -62,7 +62,7 @@ def uw(
     def init(losses: Tensor, key: Tensor) -> State:
         normalized_preference(preference, losses)
         s = torch.zeros_like(losses) + initial
-        return UWState(s, move.init({"x": s}))
+        return UWState(s, begin(move, s))
 
     def update(geometry: Geometry, state: UWState) -> tuple[Tensor, State]:
         precision = 0.5 * torch.exp(-state.s)

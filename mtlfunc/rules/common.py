@@ -77,9 +77,7 @@ def preference_of(
 def preference_if_any(
     geometry: Geometry, preference: Tensor | None, like: Tensor
 ) -> tuple[Float[Tensor, " row"], Bool[Tensor, ""]]:
-    """`preference_of`, and whether a task that counts is present; where none is, 1/T, for an answer
-    that the rule multiplies by 0.
-    """
+    """`preference_of`, and whether a task that counts is present; without one 1/T, to be zeroed."""
     p = preference_of(geometry, preference, like)
     some = p.sum() != 0
     return p.where(some, 1 / len(p)), some

@@ -93,6 +93,11 @@ def optimizer_at(make: Callable[[Scalar], Optimizer], lr: Scalar) -> Optimizer:
     return move
 
 
+def begin(move: Optimizer, x: Float[Tensor, " row"]) -> State:
+    """The optimizer's first state for x, in which every task has counters of its own."""
+    return tree_map(lambda y: y + torch.zeros_like(x, dtype=y.dtype), move.init({"x": x}))
+
+
 def learn(
     move: Optimizer,
     x: Float[Tensor, " row"],
@@ -100,14 +105,9 @@ def learn(
     state: State,
     present: Bool[Tensor, " row"],
 ) -> tuple[Tensor, State]:
-    """One step of an optimizer on x along its slope; nothing of an absent task moves.
-
-    Step counters move where some task is present.
-    """
+    """One step of an optimizer on x along its slope; nothing of an absent task moves."""
     moved, following = move.update({"x": slope.where(present, 0.0)}, state, {"x": x})
-    following = tree_map(
-        lambda new, old: new.where(present if new.ndim else present.any(), old), following, state
-    )
+    following = tree_map(lambda new, old: new.where(present, old), following, state)
     return moved["x"].where(present, x), following
 
 

@@ -294,9 +294,7 @@ def test_typical_values_are_the_sign_flip_test_turned_round():
 
 
 def null(count: int, rules: int, studies: int, key: int) -> torch.Tensor:
-    """Mean ranks [study, problem, rule] of rules none of which is better: on every problem they are
-    good and bad by chance, with heavy tails, and scored on 8 seeds.
-    """
+    """Mean ranks [study, problem, rule] of rules that are good by chance (heavy tails, 8 seeds)."""
     at = mf.random.key(key)
     quality = mf.random.normal(mf.random.fold_in(at, 0), (studies, count, rules, 1), torch.float64)
     noise = mf.random.normal(mf.random.fold_in(at, 1), (studies, count, rules, 8), torch.float64)

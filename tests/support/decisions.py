@@ -1,7 +1,6 @@
-"""Numbers made to win and to lose, for decisions that are functions of their own.
-Of each claim a first case, on which it holds, by names (`{a|b}` stands for a name with a and one
-with b); then changes to it, by patterns of its names, after the verdict that they must give. An
-interval is `low..high`.
+"""Numbers made to win and to lose, for decisions that are functions of their own. Of each claim a
+first case, on which it holds, by names (`{a|b}`: one with a, one with b); then changes to it, by
+patterns of its names, after the verdict that they give. An interval is `low..high`.
 """
 
 import re

@@ -1,7 +1,6 @@
-"""What a CUDA device refuses in a CUDA graph, or makes the host wait for, seen without one.
-A function runs on tensors of the meta device. They are not on the CPU either, so the package takes
-the ways that it takes on a CUDA device, and a value that is read is an error of torch. Two modes
-watch for what the meta device lets pass.
+"""What a CUDA device refuses in a CUDA graph, or makes the host wait for, seen without one. A
+function runs on the meta device: the package takes the ways of a CUDA device, and a value that is
+read is torch's error. Two modes watch for what the meta device lets pass.
 """
 
 from collections.abc import Callable, Iterator

@@ -256,8 +256,6 @@ class ProbeCase(NamedTuple):
     """A probe for the network of `tests.support.problems`, and what it promises."""
 
     make: Callable[[], mf.Probe]
-    # with rule mean() the gradients are those of the mean loss over all parameters
-    exact_mean: bool = True
     shared: str = "trunk.*"
     random: bool = False
     rows: int = 3
@@ -271,9 +269,8 @@ PROBES: dict[str, ProbeCase] = {
     "jacobian": ProbeCase(lambda: mf.jacobian("trunk.*")),
     "jacobian-subset": ProbeCase(lambda: mf.jacobian("trunk.*", mix=mf.subset(2)), random=True,
         rows=2),
-    "jacobian-mask": ProbeCase(lambda: mf.jacobian("trunk.*", mask=_signs), random=True,
-        exact_mean=False),
-    "jacobian-own": ProbeCase(lambda: mf.jacobian("trunk.*", heads="own"), exact_mean=False),
+    "jacobian-mask": ProbeCase(lambda: mf.jacobian("trunk.*", mask=_signs), random=True),
+    "jacobian-own": ProbeCase(lambda: mf.jacobian("trunk.*", heads="own")),
     "jacobian-weighted": ProbeCase(lambda: mf.jacobian("trunk.*", heads="weighted")),
     "jacobian-chunk-1": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=1)),
     "jacobian-chunk-2": ProbeCase(lambda: mf.jacobian("trunk.*", chunk_size=2)),
