@@ -25,7 +25,7 @@ __dir__: Any = __all__.copy  # for completion: public names alone
 class AdamState(NamedTuple):
     """Steps so far, and running means of the gradients and of their squares."""
 
-    steps: Int[Tensor, ...]  # one, or one a task in the state of a rule
+    steps: Int[Tensor, ...]  # [] or, in the state of a rule, [task]
     mean: Params
     square: Params
 

@@ -154,7 +154,7 @@ def split(
 def split_samples(
     forward: Forward, names: tuple[str, ...], gramian_dtype: torch.dtype | None
 ) -> BySamples:
-    """The pass for every sample and task; an error where the graph proves no samples apart."""
+    """The pass for every sample and task; an error where the graph does not separate samples."""
     names = tuple([name for name in names if name in forward.params])
     with enable_grad():
         inside = depth() > 0

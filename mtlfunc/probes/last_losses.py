@@ -118,7 +118,7 @@ def observed(probe: Probe) -> Probe:
 
 
 def _measuring(probe: Probe) -> frozenset[str] | None:
-    """What is measured then; an error for a probe whose rows are no losses of one batch."""
+    """What is measured then; an error for rows that are not the losses of one batch."""
     if probe.mixes or probe.weightings or "cross_gramian" in (probe.measures or ()):
         raise ValueError(ONE_BATCH)
     return None if probe.measures is None else probe.measures.union(LAST_LOSSES)
