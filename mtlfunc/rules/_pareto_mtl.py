@@ -106,7 +106,7 @@ def pareto_mtl(
         # where constraints' rows cancel, what rounding leaves must not be indefinite: that of the
         # Gramian, and that of the product here
         square, lengths = gramian.diagonal(), root(gramian.diagonal()) @ rows.abs().mT
-        product = rows @ (gramian + 4 * count * eps * violated.any() * square.diag()) @ rows.mT
+        product = rows @ (gramian + 4 * count * eps * square.diag()) @ rows.mT
         noise = 8 * len(rows) * torch.finfo(gramian.dtype).eps * violated.any()
         inner = product + noise * (lengths**2).diag()
         weights = torch.where(present, weights_of(min_norm(inner), solver) @ rows, 0.0)
