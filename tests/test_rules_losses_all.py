@@ -35,6 +35,8 @@ def test_a_common_factor_of_the_losses_changes_no_bit(name):
 
 def test_stch_scales_with_mu_and_with_warmup_as_the_inverse_of_the_losses():
     assert weights_of(mf.stch(1e-3), torch.tensor([[200.0, 100.0]]).half())[0].tolist() == [[1, 0]]
+    some, here = torch.tensor([[0.0, -300, -301]]).half(), torch.tensor([[False, True, True]])
+    assert weights_of(mf.stch(1e-3), some, here)[0].tolist() == [[0, 1, 0]]
     one, _ = weights_of(mf.stch(0.3), SERIES)
     logs, _ = weights_of(RULES["stch-warmup"](), SERIES)
     for factor in (2.0**66, 2.0**-66):

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..types import Batch, Params, Probe, Rule, Scalar, State, TaskGradients
 from .internals import keystr, tree_flatten_with_path
 from .transforms import has_finite_sum, innermost_tensor, inside_transform, values_readable
+from .tree import memory_dtype
 from .wrappers import refuse_shards
 
 
@@ -197,9 +198,8 @@ def expect_measurement(answer: Any) -> tuple[TaskGradients, State]:
 
 
 def init_rule(rule: Rule, losses: Tensor, key: Tensor) -> State:
-    """The rule's first state, for losses [row]; a sum in half precision would come to a halt."""
-    wide = losses.to(torch.promote_types(losses.dtype, torch.float32))
-    return _of_tensors(rule.init(wide, key), "rule", rule)
+    """The rule's first state, for losses [row]."""
+    return _of_tensors(rule.init(losses.to(memory_dtype(losses)), key), "rule", rule)
 
 
 def init_probe(probe: Probe, run: Any, batch: Batch, key: Tensor) -> tuple[Tensor, State]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..types import Optimizer, Params, Scalar, State, constructor
 from .checks import check_scalar
-from .tree import like, map_params, real_of, same_shapes
+from .tree import like, map_params, memory_dtype, real_of, same_shapes
 
 __all__ = ["multiplicative"]
 __dir__: Any = __all__.copy  # for completion: public names alone
@@ -117,14 +117,14 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
         # Made from a leaf, so that it is batched where the parameters are: an expanded state would
         # make the compiler start twice.
         steps = next(iter(params.values())).new_zeros((), dtype=torch.int64)
-        wide = {name: p.to(_moments(p)) for name, p in real_of(params).items()}
+        wide = {name: p.to(memory_dtype(p)) for name, p in real_of(params).items()}
         return AdamState(steps, _zeros(wide), _zeros(wide))
 
     def update(grads: Params, state: State, params: Params) -> tuple[Params, State]:
         _expect_grads(grads, params)
         real = real_of(params)
         _require(fits(state, real))
-        grads = {name: g.to(_moments(real[name])) for name, g in real_of(grads).items()}
+        grads = {name: g.to(memory_dtype(real[name])) for name, g in real_of(grads).items()}
         steps = state.steps + 1
         mean = map_params(lambda m, g: _interpolate(m, g, 1 - first), state.mean, grads)
         square = map_params(lambda v, g: _interpolate(v, g * g, 1 - second), state.square, grads)
@@ -145,7 +145,7 @@ def adam(lr: Scalar, betas: tuple[Scalar, Scalar] = (0.9, 0.999), eps: Scalar = 
 
     def fits(state: State, real: Params) -> bool:
         known = isinstance(state, AdamState) and same_shapes(state.mean, real)
-        return known and all(state.mean[name].dtype == _moments(p) for name, p in real.items())
+        return known and all(state.mean[name].dtype == memory_dtype(p) for name, p in real.items())
 
     def scales(state: State, params: Params) -> tuple[Params, Params]:
         _require(fits(state, real_of(params)))
@@ -211,11 +211,6 @@ def _expect_grads(grads: Params, params: Params) -> None:
             "grads: expected {name: tensor} of the names and shapes of params; with zeros for what "
             "no loss reads"
         )
-
-
-def _moments(p: Tensor) -> torch.dtype:
-    """Of Adam's moments of this parameter."""
-    return torch.promote_types(p.dtype, torch.float32)
 
 
 def _interpolate(old: Tensor, new: Tensor, share: Scalar) -> Tensor:

@@ -54,12 +54,11 @@ def trained(module: nn.Module) -> Params:
 
 
 def assign_gradients(module: nn.Module, grads: Params) -> None:
-    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`. Memory is
-    shared with `grads` where both are laid out alike.
+    """Set `.grad` of a module's parameters, detached, for an optimizer of `torch.optim`.
 
     Args:
         module: parameters of it without a gradient get None.
-        grads: `{name: tensor}` in the parameters' shapes, dtypes and devices.
+        grads: `{name: tensor}` in the parameters' shapes, dtypes and devices; memory is shared.
 
     Raises:
         KeyError: if `grads` has a name that the module lacks.
@@ -390,6 +389,11 @@ def combine(weights: Float[Tensor, " row"], rows: Rows) -> Params:
         else (cast[leaf.dtype] @ leaf.reshape(leaf.shape[0], -1)).reshape(leaf.shape[1:])
         for name, leaf in rows.items()
     }
+
+
+def memory_dtype(x: Tensor) -> torch.dtype:
+    """Of what sums such tensors over steps, which in half precision would come to a halt."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def as_real(x: Any) -> Any:

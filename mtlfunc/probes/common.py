@@ -19,7 +19,7 @@ from ..core.checks import (
 )
 from ..core.expect import expect_function
 from ..core.transforms import all_present, inside_transform, is_readable, values_readable
-from ..core.tree import few_names, gramians, real_of, select
+from ..core.tree import few_names, gramians, memory_dtype, real_of, select
 from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
 from ..gradients.operator import Engine, Measurement, TaskJacobian
@@ -287,10 +287,9 @@ class Options(NamedTuple):
         return found, metric
 
     def zeros(self, run: Run, tasks: int) -> Rows:
-        """Rows of zeros, for a memory of rows; in half precision it would come to a halt."""
+        """Rows of zeros, for a memory of rows."""
         real = real_of({name: run.params[name] for name in select(run.params, self.shared)})
-        wide = {name: torch.promote_types(x.dtype, torch.float32) for name, x in real.items()}
-        return {n: x.new_zeros(tasks, *x.shape, dtype=wide[n]) for n, x in real.items()}
+        return {k: x.new_zeros(tasks, *x.shape, dtype=memory_dtype(x)) for k, x in real.items()}
 
     def _labels(self, run: Run, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """Labels by task; or weightings, whose rows say which tasks have any."""

@@ -82,8 +82,7 @@ def stch(
         p = preference_of(geometry, preference)
 
         def slopes(objective: Tensor) -> Tensor:
-            y = p * objective  # shifted before mu scales it, or halves overflow
-            return present.sum() * p * softmax((y - y.amax()) / mu, present.to(losses))
+            return present.sum() * p * softmax(p * objective, present.to(losses), mu)
 
         if warmup is None:
             above = losses if reference is None else losses - reference.to(losses)

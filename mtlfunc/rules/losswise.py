@@ -46,13 +46,17 @@ def require_nonnegative(losses: Float[Tensor, " row"], use: str) -> Float[Tensor
     return losses.where(losses >= 0, float("nan"))
 
 
-def softmax(x: Float[Tensor, " row"], prior: Float[Tensor, " row"]) -> Float[Tensor, " row"]:
-    """prior∘exp(x) / Σ prior∘exp(x): softmax for a constant prior, 0 where the prior is 0."""
+def softmax(
+    x: Float[Tensor, " row"], prior: Float[Tensor, " row"], unit: Scalar | None = None
+) -> Float[Tensor, " row"]:
+    """prior∘exp(x/unit) / Σ prior∘exp(x/unit): softmax for a constant prior, 0 where that is 0."""
     inside = prior > 0
-    if all_present(inside):
+    every = all_present(inside)
+    if unit is not None or not every:  # shifted first, or halves overflow
+        x = (x - x.where(inside, x.amin()).amax()) / (1.0 if unit is None else unit)
+    if every:
         return torch.softmax(x + prior.log(), -1)
-    top = x.where(inside, x.amin()).amax()
-    grown = prior * torch.exp((x - top).where(inside, 0.0))
+    grown = prior * torch.exp(x.where(inside, 0.0))
     total = grown.sum()
     return grown / total.where(total != 0, 1.0)
 
@@ -95,7 +99,8 @@ def optimizer_at(make: Callable[[Scalar], Optimizer], lr: Scalar) -> Optimizer:
 
 def begin(move: Optimizer, x: Float[Tensor, " row"]) -> State:
     """The optimizer's first state for x, in which every task has counters of its own."""
-    return tree_map(lambda y: y + torch.zeros_like(x, dtype=y.dtype), move.init({"x": x}))
+    zero, state = torch.zeros_like(x), move.init({"x": x})
+    return tree_map(lambda y: y + zero.to(y) if isinstance(y, Tensor) else y, state)
 
 
 def learn(

@@ -51,11 +51,11 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
     if len(gramian):
         found += zip([f"rate/{name}" for name in rows], rate, strict=True)
         inner = gramian.reshape(len(rows), -1)
-        along = inner @ weight  # the rates, but for what an optimizer's momentum adds
         inner = 0.5 * (inner + inner.T)  # they differ for a Gramian of two batches alone
         some = np.flatnonzero(~(inner.diagonal() <= 0))  # NaN stays
         s, t = (some[i] for i in np.triu_indices(len(some), 1))
         with np.errstate(all="ignore"):  # what is not finite ends as NaN
+            along = gramian.reshape(len(rows), -1) @ weight  # rates without momentum's part
             size = np.sqrt(inner.diagonal())
             cosine = np.clip(inner[s, t] / size[s] / size[t], -1, 1)
         found += [(f"cosine/{rows[i]}-{rows[j]}", x) for i, j, x in zip(s, t, cosine, strict=True)]

@@ -1,10 +1,10 @@
 """Claims about real images, decided by the accuracies that two studies' runs have.
 
-How each is decided was written before any run of the first study. `python docs/results.py images
-FOLDER` takes its accuracies into `docs/record/images.json`. Claims of what the second runs, with
-four times the seeds, are decided by it (`experiments/multimnist/power.md`): `python
-docs/results.py power` writes its own. Until a file has what a criterion asks for, the claim is "not
-run". Of the three sets of pairs MultiMNIST decides, as in the papers; the others stand next to it.
+How each is decided was written before any run of the first study, but for the methods of GN-01 and
+CA-38. `python docs/results.py images FOLDER` takes its accuracies into `docs/record/images.json`.
+The second study, with four times the seeds, decides four claims; its power.md says when that was
+settled (`python docs/results.py power`). Until a file has what a criterion asks for, the claim is
+"not run". Of the three sets of pairs MultiMNIST decides, as in the papers.
 """
 
 import functools

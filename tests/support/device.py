@@ -1,6 +1,6 @@
 """What a CUDA device refuses in a CUDA graph, or makes the host wait for, seen without one. A
-function runs on the meta device: the package takes the ways of a CUDA device, and a value that is
-read is torch's error. Two modes watch for what the meta device lets pass.
+function runs on the meta device: the package takes the ways of a CUDA device, and reading a value
+is torch's error. Two modes watch for what the meta device lets pass.
 """
 
 from collections.abc import Callable, Iterator
