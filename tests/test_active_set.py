@@ -24,7 +24,7 @@ from mtlfunc.solvers import (
 )
 from mtlfunc.solvers._kernels.active_set_batch import solve as solve_batch
 from mtlfunc.solvers.exact import run
-from mtlfunc.solvers.problems import DualCone, resolution
+from mtlfunc.solvers.problems import DualCone, precision, resolution
 from mtlfunc.solvers.two_tasks import two_tasks
 from mtlfunc.testing.families import weakly_stationary
 from tests.support.bounds import dot, lengths, optimal
@@ -226,7 +226,6 @@ def uniform(g):
 @pytest.mark.parametrize("solver", SEVERAL)
 @pytest.mark.parametrize("rows", [THIN, BUILT], ids=["rounded", "built"])
 def test_solvers_agree_on_a_thin_cone(rows, solver):
-    """With Clarabel, and none raises a loss."""
     g = rows @ rows.mT
     expected = SEVERAL["cvx"](dual_cone(g, uniform(g))).weights @ rows
     weights = SEVERAL[solver](dual_cone(g, uniform(g))).weights
@@ -295,6 +294,72 @@ def test_two_opposite_gradients_that_both_go_backwards(apart):
     problem = dual_cone(rows @ rows.T, torch.tensor([-1.0, -2.0]).double())
     weights = two_tasks(problem, torch.finfo(torch.float64).eps)[0]
     assert certify(problem, weights).backward <= 1e-9
+
+
+@pytest.mark.parametrize("count", [8, 16, 32])
+def test_weights_are_bounded_where_a_gramian_is_rounded_to_half(count):
+    """To ‖g₀‖/√δ, as `mtlfunc.solvers.problems` says, in a plane full of opposite gradients."""
+    for seed in range(20):
+        rows = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed))
+        g = (rows @ rows.T).bfloat16()
+        weights = mf.weights(mf.upgrad(), g).double().abs() @ rows.double().norm(dim=1)
+        delta = resolution(count, precision(count, g.dtype))
+        assert weights <= 2 * rows.double().norm(dim=1).mean() / delta**0.5
+
+
+@pytest.mark.parametrize("short", [0, 40, 60, 100])
+def test_cagrad_is_optimal_beside_a_gradient_that_is_almost_nothing(short):
+    rows = torch.tensor([[-2.0, 0, 2], [2, 2, -2], [2, -5, 1], [2, -1, 0]]).double()
+    rows[3] *= 2.0**-short
+    problem = cagrad(rows @ rows.T, 0.4)
+    answer = solve(problem)  # between two feasible points
+    assert answer.gap <= 1e-12
+    assert certify(problem, answer.weights).infeasibility <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("count", "seed", "c"), [(2, 1, 3.0), (3, 0, 3.0), (5, 1, 1.5), (32, 3, 3.0)]
+)
+def test_cagrad_gains_what_there_is_near_stationarity(count, seed, c):
+    """Rates of 1e-5, which another rounding of ‖g_w‖ would lose."""
+    rows = mf.testing.jacobian("near_stationary", count, seed)
+    problem = cagrad(rows @ rows.T, c)
+    expected = cvx()(problem).rates.min()
+    for solver in (solve, *([faces()] if count <= 6 else [])):
+        answer = solver(problem)
+        near(answer.rates.min(), expected, 1e-4)
+        assert not certify(problem, answer.weights).infeasibility > 1e-4
+    if count == 2:
+        near((problem.gramian @ two_tasks(problem, EPS)[0]).min(), expected, 1e-4)
+
+
+def test_two_tasks_are_solved_at_any_ratio_of_lengths_and_in_a_thin_cone():
+    for ratio in (1.0, 1e9, 1e16, 1e30):
+        rows = torch.tensor([[1.0, 2.0, -1.0], [-0.5, -1.0, 2.0]]).double()
+        rows[1] /= ratio
+        problem = cagrad(rows @ rows.T, 0.6, preference=torch.tensor([0.3, 0.7]).double())
+        assert certify(problem, two_tasks(problem, EPS)[0]).violation <= 1e-14
+    rows = torch.tensor([[6.0, -4.0], [12.0, -2097153 / 262144]]).double()
+    problem = dual_cone(rows @ rows.T, torch.tensor([-0.5, -1.0]).double())
+    assert certify(problem, two_tasks(problem, EPS)[0]).backward <= resolution(2, EPS)
+
+
+def test_faces_are_the_right_ones_in_thin_cones_of_single_precision():
+    draw = torch.Generator().manual_seed(4)
+    rows = torch.randn(2000, 4, 5, generator=draw)
+    rows[:, 1] = 1e-3 * torch.randn(2000, 5, generator=draw) - rows[:, 0]
+
+    def backward(g):
+        problem = dual_cone(g, uniform(g))
+        return certify(problem, faces()(problem).weights).backward
+
+    assert vmap(backward)(rows @ rows.mT).max() <= 2 * resolution(4, torch.finfo(rows.dtype).eps)
+
+
+def test_the_radius_is_not_rounded_to_the_gramians_dtype():
+    assert float(cagrad(torch.eye(2).bfloat16(), 0.999).c) == 0.999
+    for dtype, c in ((torch.float16, 1e4), (torch.float32, 1e38)):
+        assert solve(cagrad(torch.eye(3).to(dtype), c)).weights.isfinite().all()
 
 
 def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian():

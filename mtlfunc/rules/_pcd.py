@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.checks import check_count, check_scalar, poison
 from ..core.expect import expect_solver
 from ..core.transforms import values_readable
-from ..solvers.problems import or_one, precision, root
+from ..solvers.problems import or_one, root, rounding
 from ..types import Geometry, Rule, Scalar, Solver, State, constructor
 from ._least_distance import least_distance
 from .common import gramian_of
@@ -46,8 +46,7 @@ def pcd(
         the primary gradient is 0, or absent from the batch.
 
     Raises:
-        ValueError: for tau < 0 or of another length, beta outside [0, 1), a primary that is not a
-            task.
+        ValueError: for tau < 0 or of another length, beta outside [0, 1), a primary not a task.
 
     Source:
         PCD (TMLR 2026, arXiv 2606.29521), with τ = .02 and β = .999. The paper, and TorchJD, add
@@ -96,8 +95,8 @@ def pcd(
         multipliers, _ = least_distance(drop(drop(gramian).mT), drop(due), solver)
         w = torch.cat([multipliers[:primary], torch.ones_like(square[:1]), multipliers[primary:]])
         length, magnitude = w @ gramian @ w, (w @ root(square)) ** 2
-        rounding = length <= 64 * len(w) * precision(len(w), w.dtype) * magnitude
-        scale = root(square[primary] / length.where(~rounding, 1.0)).where(~rounding, 0.0)
+        gone = length <= 8 * rounding(len(w), w.dtype) * magnitude
+        scale = root(square[primary] / length.where(~gone, 1.0)).where(~gone, 0.0)
         return poison(w * scale, gramian), PCDState(squares, seen)
 
     return Rule(init, update, frozenset({"gramian", "present"}))

@@ -21,6 +21,7 @@ from .problems import (
     or_one,
     precision,
     root,
+    rounding,
 )
 
 
@@ -66,7 +67,8 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     n = root(problem.gramian.diagonal())
     shortest = n.where(n > 0, torch.inf).amin()  # a length of its own would depend on the unit
     length = n.where(n > 0, shortest.where(shortest.isfinite(), 1.0))
-    at = _At(problem.gramian @ weights, n, length, n @ weights.abs(), 8 * count * eps)
+    noise = rounding(count, dtype)
+    at = _At(problem.gramian @ weights, n, length, n @ weights.abs(), noise)
     if isinstance(problem, MinNorm):
         found = _of_min_norm(problem, weights, at)
     elif isinstance(problem, CAGrad):
@@ -93,7 +95,7 @@ class _At(NamedTuple):
     n: Tensor  # ‖g_t‖
     length: Tensor  # the same, and of a gradient that is 0 the shortest other's
     magnitude: Tensor  # Σ|w_t|‖g_t‖
-    noise: float  # 8Tε
+    noise: float  # `rounding`
 
     def certificate(self, gap: Tensor, **found: Tensor) -> Certificate:
         relative = gap / or_one(self.n.amax() * self.magnitude)
@@ -108,8 +110,7 @@ class _At(NamedTuple):
 
     def backward(self, multiplier: Tensor, dual: Tensor) -> Tensor:
         """The largest residual of the optimality conditions in units of Σ|w_s|‖g_s‖: of a negative
-        multiplier, or of a positive one times whose weight should be 0 and is not, the smaller of
-        both.
+        multiplier, or of a positive one and its weight, which should be 0, the smaller.
         """
         price, weight = multiplier / self.length, dual.clamp_min(0) * self.length
         worst = torch.maximum(-price, torch.minimum(price.abs(), weight)).amax()

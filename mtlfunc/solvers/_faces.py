@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.func import vmap
 
+from ..core.linear import solve_factored
 from ..types import Solver, constructor
 from . import simplex
-from .face_solve import cagrad_face, dual_cone_face, lengths, min_norm_face
+from .face_solve import cagrad_face, carry_derivatives, dual_cone_face, lengths, min_norm_face
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, resolution, root, solver
 
 MOST_TASKS = 6
@@ -19,8 +20,7 @@ MOST_TASKS = 6
 
 @constructor
 def faces() -> Solver:
-    """All 2^T - 1 faces of the simplex in one batch of T x T systems; takes all three problems, T
-    <= 6.
+    """All 2^T - 1 faces of the simplex, T <= 6, in one batch of T x T systems; all three problems.
 
     Returns:
         the exact answer to rounding; `steps` counts the faces. Pure torch, no host synchronisation,
@@ -55,24 +55,24 @@ def _min_norm(problem: MinNorm) -> Float[Tensor, " task"]:
         w = scale_to_simplex(min_norm_face(fixed, face))
         return w, _violation(fixed, w)
 
-    w = scale_to_simplex(min_norm_face(problem, _support(candidate, fixed.gramian)))
+    w = scale_to_simplex(min_norm_face(problem, _support(candidate, fixed.gramian)[0]))
     # a zero gradient: the hull holds 0, and every such task is as good
     converged = (problem.gramian.diagonal() <= 0).to(w)
     return torch.where(converged.any(), converged / converged.sum().clamp_min(1), w)
 
 
-def _cagrad(problem: CAGrad) -> Float[Tensor, " task"]:
+def _cagrad(problem: CAGrad) -> tuple[Float[Tensor, " task"], Float[Tensor, ""]]:
     fixed = CAGrad(*(x.detach() for x in problem))
 
     def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
-        w, bounded = cagrad_face(fixed, face)
+        w, bounded, _ = cagrad_face(fixed, face)
         w = scale_to_simplex(w)
         return w, _violation(fixed, w).where(bounded, torch.inf)
 
-    w = scale_to_simplex(cagrad_face(problem, _support(candidate, fixed.gramian))[0])
+    w, _, pull = cagrad_face(problem, _support(candidate, fixed.gramian)[0])
     flat = problem.radius == 0  # c = 0 or g₀ = 0: F is linear and d = g₀
     lowest = (torch.arange(len(w), device=w.device) == problem.linear.argmin()).to(w)
-    return torch.where(flat, lowest, w)
+    return torch.where(flat, lowest, scale_to_simplex(w)), torch.where(flat, 0.0, pull)
 
 
 def answer_by(
@@ -80,9 +80,9 @@ def answer_by(
     eps: float,
     min_norm: Callable[[MinNorm], Tensor],
     dual_cone: Callable[[DualCone, float], Tensor],
-    cagrad: Callable[[CAGrad], Tensor],
+    cagrad: Callable[[CAGrad], tuple[Tensor, Tensor]],
 ) -> tuple[Tensor, Tensor]:
-    """(weights, dual), by a formula for the dual weights of each problem.
+    """(weights, dual), by a formula for the dual weights of each problem, CAGrad's with r/‖g_w‖.
 
     CAGrad's are those of `cagrad` in general; at a Pareto-stationary point within reach of the dual
     cone, its projection. There g_w = 0 at the optimum, so w says nothing of d; the point of {J d >=
@@ -94,7 +94,7 @@ def answer_by(
     if isinstance(problem, DualCone):
         u = dual_cone(problem, eps)
         return problem.weights + u, u
-    gramian, w = problem.gramian, cagrad(problem)
+    gramian, (w, pull) = problem.gramian, cagrad(problem)
     shortest = min_norm(MinNorm(gramian))
     push = dual_cone(DualCone(gramian, problem.preference), eps)
     resolved = resolution(len(shortest), eps)
@@ -104,21 +104,35 @@ def answer_by(
     stationary = (shortest @ gramian @ shortest <= noise) & within & (problem.radius > 0)
     # keeps the branch not taken finite, derivatives too
     safe = torch.where(stationary, problem.preference, w)
-    weights = torch.where(stationary, problem.preference + push, problem.recover(safe))
+    recovered = problem.recover(safe, torch.where(stationary, 0.0, pull))
+    weights = torch.where(stationary, problem.preference + push, recovered)
     return weights, torch.where(stationary, shortest, w)
 
 
 def _dual_cone(problem: DualCone, eps: float) -> Float[Tensor, " task"]:
-    fixed = DualCone(problem.gramian.detach(), problem.weights.detach())
-    n = lengths(fixed.gramian)
+    """Two steps of the proximal-point method, each the face whose conditions hold best."""
+    gramian, n = problem.gramian.detach(), lengths(problem.gramian.detach())
+    cosine, linear = gramian / (n[:, None] * n), problem.linear.detach() / n
+    ridge, y = resolution(len(n), eps), torch.zeros_like(n)
+    support = y > 0
+    for _ in range(2):
+        centre = y
 
-    def candidate(face: Tensor) -> tuple[Tensor, Tensor]:
-        u = dual_cone_face(fixed, face, eps).clamp_min(0)
-        slack = (fixed.linear + fixed.gramian @ u) / n
-        return u, torch.where(u > 0, slack.abs(), -slack).amax().clamp_min(0)
+        def candidate(face: Tensor, centre: Tensor = centre) -> tuple[Tensor, Tensor]:
+            right = ridge * centre - linear
+            matrix = torch.where(face[:, None] & face, cosine, 0.0)
+            matrix = matrix + torch.diag(torch.where(face, ridge, 1.0))
+            factor = torch.linalg.cholesky_ex(matrix)[0]
+            # as a correction of the centre, on the face
+            held = torch.where(face, centre, 0.0)
+            short = torch.where(face, right - cosine @ held - ridge * held, 0.0)
+            y = (held + solve_factored(short[:, None], factor)[:, 0]).clamp_min(0)
+            slack = cosine @ y + ridge * y - right
+            off = torch.where(y > 0, slack.abs(), -slack).amax() / (linear.abs().amax() + y.sum())
+            return y, off.where(off > ridge, 0.0)  # the first that is as good to G
 
-    support = _support(candidate, fixed.gramian, first=0)
-    return dual_cone_face(problem, support, eps).clamp_min(0)
+        support, y = _support(candidate, gramian, first=0)
+    return carry_derivatives(y / n, dual_cone_face(problem, support, eps).clamp_min(0))
 
 
 def scale_to_simplex(w: Tensor) -> Tensor:
@@ -128,18 +142,20 @@ def scale_to_simplex(w: Tensor) -> Tensor:
 
 def _violation(problem: MinNorm | CAGrad, w: Tensor) -> Tensor:
     """How far the worst task lies below the mean rate, as a cosine: blind to gradients' scales."""
-    rates = problem.gradient(w)
-    n = lengths(problem.gramian)
-    return ((w @ rates - rates) / n).amax()
+    rates, n = problem.gradient(w), lengths(problem.gramian)
+    length = w @ n if isinstance(problem, MinNorm) else 1.0  # of d: CAGrad's hardly differs
+    return ((w @ rates - rates) / n).amax() / length
 
 
 def _support(
     candidate: Callable[[Tensor], tuple[Tensor, Tensor]], gramian: Tensor, first: int = 1
-) -> Bool[Tensor, " task"]:
-    """Where the weights of the face that violates least are positive; the empty face is number 0.
+) -> tuple[Bool[Tensor, " task"], Float[Tensor, " task"]]:
+    """Where the weights of the face that violates least are positive, and these weights; the empty
+    face is number 0.
     `candidate`: from a face `[task]` to its weights `[task]` and their violation.
     """
     candidates, violation = vmap(candidate)(simplex.faces(len(gramian), gramian.device, first))
     best = violation.where(violation.isfinite(), torch.inf).argmin()
     chosen = torch.arange(len(violation), device=violation.device) == best
-    return ((candidates > 0) & chosen[:, None]).any(0)
+    found = torch.where(chosen[:, None], candidates, 0.0).sum(0)
+    return found > 0, found

@@ -15,8 +15,7 @@ StepRule = Literal["line-search", "1/(n+1)", "2/(n+2)", "away", "pairwise"]
 
 @constructor
 def frank_wolfe(steps: int = 1000, step: StepRule = "line-search") -> Solver:
-    """Move towards the task with the smallest rate, `steps` times from equal weights; takes
-    min_norm and cagrad.
+    """Move towards the task with the smallest rate, `steps` times from equal weights.
 
     Args:
         steps: number of iterations, >= 1, always all of them.

@@ -62,9 +62,7 @@ def solver_or_auto(solver: Solver | None) -> Solver:
 
 
 def weights_of(problem: Problem, solver: Solver | None = None) -> Float[Tensor, "... task"]:
-    """`solver(problem).weights`; by default, outside of derivatives, one kernel call from which
-    nothing else is made.
-    """
+    """`solver(problem).weights`; by default, outside of derivatives, one kernel call."""
     gramian = problem.gramian
     if solver or is_differentiated(problem) or not kernel_at(gramian):
         found = (solver or auto())(problem)

@@ -53,8 +53,8 @@ def active_set() -> Solver:
         right-hand sides are a vmap over `weights`. CUDA tensors up to T = 128 are solved where they
         are, where Triton is installed: one launch for a whole batch, no host synchronisation, and
         it may be captured in a CUDA graph after a first call has compiled it; others travel to the
-        CPU and back. Both kernels give the same direction to rounding; weights may differ where
-        several give it.
+        CPU and back. Both give the same direction to rounding, though not the weights where several
+        give it.
 
     It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
     differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is
@@ -101,12 +101,13 @@ def _solve_on_face(problem: Problem, eps: float) -> Answer:
     # Each branch gets a harmless face where the other one is taken: derivatives of what is not
     # chosen must stay finite.
     first = torch.arange(count, device=support.device) == 0
-    ordinary = cagrad_face(problem, torch.where(stationary, first, support[0]))[0]
+    ordinary, _, pull = cagrad_face(problem, torch.where(stationary, first, support[0]))
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))
     push = dual_cone_face(DualCone(problem.gramian, problem.preference), support[1], eps)
     w = carry_derivatives(dual, torch.where(stationary, shortest, ordinary))
     safe = torch.where(stationary, problem.preference, carry_derivatives(dual, ordinary))
-    recovered = torch.where(stationary, problem.preference + push, problem.recover(safe))
+    recovered = problem.recover(safe, torch.where(stationary, 0.0, pull))
+    recovered = torch.where(stationary, problem.preference + push, recovered)
     return carry_derivatives(weights, recovered), w, steps
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.linear import solve_factored
-from .problems import CAGrad, DualCone, MinNorm, resolution, root
+from .problems import CAGrad, DualCone, MinNorm, or_one, resolution, root
 
 
 def lengths(gramian: Float[Tensor, "task task"]) -> Float[Tensor, " task"]:
@@ -31,8 +31,9 @@ def min_norm_face(problem: MinNorm, support: Bool[Tensor, " task"]) -> Float[Ten
 
 def cagrad_face(
     problem: CAGrad, support: Bool[Tensor, " task"]
-) -> tuple[Float[Tensor, " task"], Bool[Tensor, ""]]:
-    """The minimiser of CAGrad's F on the affine hull of a face, and whether there is one.
+) -> tuple[Float[Tensor, " task"], Bool[Tensor, ""], Float[Tensor, ""]]:
+    """The minimiser w of CAGrad's F on the affine hull of a face, whether there is one, and r/‖g_w‖
+    as `CAGrad.recover` takes it.
 
     F falls for ever along the face when the part of g₀ in it is at least the radius. Otherwise w =
     w₀ + h₀/√(r² - ρ)·δ, with w₀ the min-norm point of the hull, h₀ its length, δ the step that
@@ -44,8 +45,9 @@ def cagrad_face(
     room = problem.radius**2 - delta @ gramian @ delta
     single = support.sum() == 1
     bounded = (room > 0) | single
-    step = height / room.where(room > 0, 1.0).sqrt()
-    return centre + torch.where(single | ~bounded, 0.0, step) * delta, bounded
+    reach, moves = room.where(room > 0, 1.0).sqrt(), (room > 0) & ~single
+    w = centre + torch.where(moves, height / reach, 0.0) * delta
+    return w, bounded, torch.where(moves & (height > 0), reach / or_one(height), 0.0)
 
 
 def face_hull(

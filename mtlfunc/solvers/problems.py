@@ -4,8 +4,7 @@
 - `cagrad`: max over ‖d - g₀‖ <= c‖g₀‖ of min_t g_t·d, g₀ = Jᵀp (its dual is over the simplex).
 - `dual_cone`: min over v >= w of ½ vᵀG v (DualProj, UPGrad; Jᵀw projected on {d: J d >= 0}).
 
-Each problem knows its objective and turns a solver's answer into a `Solution` whose gap is computed
-from that answer alone.
+Each knows its objective and turns an answer into a `Solution`, whose gap is of that answer alone.
 
 What a Gramian can say
 ----------------------
@@ -23,16 +22,13 @@ solver's own arithmetic keeps three digits), followed by one more step of the pr
 min ½ uᵀG u + (G w)ᵀu + ½δ‖u - u₁‖² in units of ‖g_t‖, which takes the effect out again wherever G
 resolves the answer: there it is exact to rounding. Where it does not:
 
-- The weights are bounded, Σ v_t‖g_t‖ <~ ‖g₀‖/√δ; they are the small ones among those that explain
-  G.
+- The weights are bounded, Σ v_t‖g_t‖ <~ ‖g₀‖/√δ; the small ones that explain G.
 - No rate is below -δ‖g_t‖ Σ v_s‖g_s‖, hence none below about -√δ‖g_t‖‖g₀‖.
-- It meets the optimality conditions of a G' with |G' - G| <= 3κ‖g_s‖‖g_t‖, κ the `backward` error
-  of `certify`, below δ.
+- It is optimal for a G' with |G' - G| <= 3κ‖g_s‖‖g_t‖, κ < δ the `backward` error of `certify`.
 
 There is a trade: a rate of -h‖g_t‖ that is to be explained by a change of G of size κ takes weights
 of h/κ. With rows rounded to float32, h is some 1e-8: weights of 1e2 to 1e5 go with κ = 1e-12.
-(Weights of order 1 would need κ = 1e-8, and near-duplicates 1e-6 from each other would no longer be
-resolved.)
+(Weights of order 1 would need κ = 1e-8, and would not resolve a distance of 1e-6.)
 
 CAGrad's answer at a Pareto-stationary point is the projection on the dual cone, if the ball holds
 it; stationary is where ‖g_w‖² <= δ(Σ w_t‖g_t‖)² for the shortest g_w. All exact solvers
@@ -74,17 +70,13 @@ class MinNorm(NamedTuple):
         return self.gramian @ w
 
     def best_step(self, w: Tensor, direction: Tensor) -> Tensor:
-        """The unconstrained best step from w along `direction`; infinite where the objective falls
-        for ever.
-        """
+        """The unconstrained best step from w along `direction`; infinite where there is none."""
         slope, curvature = direction @ self.gramian @ w, direction @ self.gramian @ direction
         straight = torch.where(slope < 0, torch.inf, 0.0)
         return torch.where(curvature > 0, -slope / or_one(curvature), straight)
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
-        """weights = dual = w; gap = wᵀG w - min(G w), which bounds ½ wᵀG w - optimum and ‖Jᵀw -
-        d*‖².
-        """
+        """weights = dual = w; gap = wᵀG w - min(G w), a bound of ½ wᵀG w - optimum, ‖Jᵀw - d*‖²."""
         rates = self.gramian @ weights
         square = weights @ rates
         gap = (square - rates.amin()).clamp_min(0)
@@ -128,14 +120,18 @@ class CAGrad(NamedTuple):
         step = centre - slope * root(height) / bend
         return torch.where(inside & (q2 > 0), step, torch.where(slope < 0, torch.inf, 0.0))
 
-    def recover(self, w: Tensor) -> Tensor:
+    def recover(self, w: Tensor, pull: Tensor | float = 0.0) -> Tensor:
         """Coefficients of d = g₀ + (r/‖g_w‖) g_w; of g₀ where g_w = 0.
 
-        ‖g_w‖² counts with its rounding, ε(Σ w_t‖g_t‖)², so that d does not leave the ball by it.
+        ‖g_w‖² counts with its rounding, ε(Σ w_t‖g_t‖)², so that d does not leave the ball by it. A
+        face's minimiser has a `pull` > 0, r/‖g_w‖ as it was made with: near Pareto stationarity
+        another rounding of that number would leave some of g₀ that the face cancels.
         """
         square, length = w @ self.gramian @ w, root(self.gramian.diagonal()) @ w
         own = root(square + torch.finfo(w.dtype).eps * length**2)
-        return self.preference + torch.where(square > 0, self.radius / or_one(own), 0.0) * w
+        pull = torch.as_tensor(pull, dtype=w.dtype, device=w.device)
+        free = torch.where(square > 0, self.radius / or_one(own), 0.0)
+        return self.preference + torch.where(pull > 0, pull, free) * w
 
     def solution(self, weights: Tensor, dual: Tensor, steps: Tensor | int = 0) -> Solution:
         """gap = F(dual) - min(G weights): both sides are feasible, so in exact arithmetic it bounds
@@ -190,9 +186,9 @@ def min_norm(gramian: Float[Tensor, "task task"]) -> MinNorm:
     """The shortest vector in the convex hull of the gradients: min ½ wᵀG w over the simplex.
 
     Args:
-        gramian: G `[task, task]`, positive semidefinite. Asymmetry of up to 64 machine epsilons of
-            float32, relative to ‖g_s‖‖g_t‖, is rounding of a product that was made in float32 (and
-            perhaps widened since): the symmetric part counts. More, as of J₁J₂ᵀ, is refused.
+        gramian: G `[task, task]`, positive semidefinite. Asymmetry of up to 1,000 machine epsilons,
+            relative to ‖g_s‖‖g_t‖, or 64 of float32, in which it may have been made, is rounding:
+            the symmetric part counts. More, as of J₁J₂ᵀ, is refused.
 
     Returns:
         the problem, for any solver of `mtlfunc.solvers`.
@@ -243,8 +239,10 @@ def cagrad(
     check_gramian(gramian, symmetric=True)
     check_scalar(c, "c")
     uniform = gramian.new_full(gramian.shape[-1:], 1 / gramian.shape[-1])
-    # a number is filled in where the Gramian is, not copied there
-    c = c.to(gramian) if isinstance(c, Tensor) else gramian.new_full((), float(c))
+    # a number is filled in where the Gramian is, not copied there; half precision would round it
+    double = torch.float64
+    number = not isinstance(c, Tensor)
+    c = gramian.new_full((), c, dtype=double) if number else c.to(gramian.device, double)
     c = c.where(c >= 0, float("nan"))
     return CAGrad(gramian, c, normalized_preference(preference, uniform))
 
@@ -277,9 +275,7 @@ def dual_cone(gramian: Float[Tensor, "task task"], weights: Float[Tensor, " task
 
 
 RESOLUTION = 2.0**-40
-"""4096 machine epsilons of float64: the least pivot on which a face solved in float64 is right to
-three digits.
-"""
+"""4096 machine epsilons of float64: a face solved on it is right to three digits."""
 
 
 def resolution(count: int, eps: float) -> float:
@@ -288,20 +284,28 @@ def resolution(count: int, eps: float) -> float:
 
 
 def precision(count: int, dtype: torch.dtype) -> float:
-    """ε: to 8Tε(Σ w_t‖g_t‖)² a Gramian of `count` tasks in this dtype tells wᵀG w.
+    """ε of a Gramian of `count` tasks in this dtype.
 
     Half precision stores sums that were made in float32, so that there each entry is off by one
-    rounding, however many tasks there are.
+    rounding, however many tasks there are, and eigenvalues of the cosines by half of its √T.
     """
     eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
-    return eps if eps <= single else eps / (8 * count) + single
+    return eps if eps <= single else eps / (4 * count**0.5) + single
+
+
+def rounding(count: int, dtype: torch.dtype) -> float:
+    """To this times (Σ w_t‖g_t‖)² a Gramian in this dtype tells wᵀG w: 8Tε, in half precision one
+    rounding besides those of float32.
+    """
+    eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+    return 8 * count * min(eps, single) + (eps if eps > single else 0.0)
 
 
 def noise_level(count: int, dtype: torch.dtype) -> float:
-    """8Tε; NaN where that is most of 1/T, the share of orthogonal gradients of equal lengths: such
-    a Gramian does not tell these from gradients that cancel.
+    """`rounding`; NaN where that is most of 1/T, the share of orthogonal gradients of equal
+    lengths: such a Gramian does not tell these from gradients that cancel.
     """
-    noise = 8 * count * precision(count, dtype)
+    noise = rounding(count, dtype)
     return noise if 2 * count * noise <= 1 else float("nan")
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ._faces import answer_by
+from .face_solve import lengths
 from .problems import Answer, CAGrad, DualCone, MinNorm, Problem, or_one, resolution, root
 
 
@@ -26,9 +27,9 @@ def _min_norm(problem: MinNorm) -> Tensor:
     return torch.where(total > 0, shares / or_one(total), 0.5)
 
 
-def _cagrad(problem: CAGrad) -> Tensor:
-    """The dual weights: F along the segment is linear plus r times the distance from the origin, a
-    hyperbola in the share x of task 1.
+def _cagrad(problem: CAGrad) -> tuple[Tensor, Tensor]:
+    """The dual weights, and r/‖g_w‖ between the ends: F along the segment is linear plus r times
+    the distance from the origin, a hyperbola in the share of task 1.
     """
     first, inner, second = _entries(problem.gramian)
     linear = problem.linear
@@ -37,10 +38,15 @@ def _cagrad(problem: CAGrad) -> Tensor:
     # of the origin above the line through g₁ and g₂
     height = root((first * second - inner**2) / or_one(square))
     inside = (room > 0) & (square > 0)
-    bend = or_one(root(square * room.where(inside, 1.0)))
-    x = (second - inner) / or_one(square) - slope * height / bend
-    x = torch.where(inside, x.clamp(0, 1), torch.where(slope > 0, 0.0, 1.0))
-    return torch.stack([x, 1 - x])
+    bend = root(square * room.where(inside, 1.0))
+    shift, whole = slope * height / or_one(bend), or_one(square)
+    # both from differences, as in `_min_norm`
+    shares = torch.stack([(second - inner) / whole - shift, (first - inner) / whole + shift])
+    between = inside & (shares > 0).all() & (height > 0)
+    pull = torch.where(between, bend / whole / or_one(height), 0.0)
+    shares = shares.clamp_min(0)
+    end = torch.stack([slope <= 0, slope > 0]).to(shares)
+    return torch.where(inside, shares / or_one(shares.sum()), end), pull
 
 
 def _dual_cone(problem: DualCone, eps: float) -> Tensor:
@@ -63,9 +69,8 @@ def _dual_cone(problem: DualCone, eps: float) -> Tensor:
 
 
 def _inverse_times(gramian: Tensor, right: Tensor, eps: float) -> Tensor:
-    """x of (G + δ diag(G)) x = right, δ what G resolves."""
-    first, inner, second = _entries(gramian)
-    first, second = (x * (1 + resolution(2, eps)) for x in (first, second))
-    determinant = first * second - inner**2
-    x = [second * right[0] - inner * right[1], first * right[1] - inner * right[0]]
-    return torch.stack(x) / or_one(determinant)
+    """x of (G + δ diag(G)) x = right, δ what G resolves, by elimination on unit rows."""
+    n, own = lengths(gramian), 1 + resolution(2, eps)
+    cosine, (first, second) = gramian[0, 1] / n[0] / n[1], right / n
+    last = (second - cosine * first / own) / or_one(own - cosine**2 / own)
+    return torch.stack([(first - cosine * last) / own, last]) / n

@@ -55,8 +55,7 @@ COSINE, MATRIX, FACTOR = 0, 1, 2
 """m `[3, T, T]`: C; C + eeᵀ on the face; its Cholesky factor, with the inverse diagonal."""
 INDEX, INSIDE, BLOCKED, REAL, COUNT = 0, 1, 2, 3, 4
 """k `[5, T + 6]`, integers: the face's tasks in the order of the factor's rows; whether a task is
-among them; whether it may not enter before there is progress; whether its gradient is not zero;
-counters.
+among them; whether it must wait for progress; whether its gradient is not zero; counters.
 """
 SIZE, VALID, FRESH, SOLVED, NEWEST, UNLIKE, ROUNDS = 0, 1, 2, 3, 4, 5, 6
 """The counters: tasks on the face, rows of the factor that hold for it, tasks that have just
@@ -64,14 +63,14 @@ entered, faces solved, the task that entered last (-1: none, or it has stayed), 
 with this C have been seen to end on faces that differ, and in how many rounds a face is solved.
 """
 A, LENGTH, BETA, RATES, E, X, Z, OTHER, RESIDUAL, RIGHT, CENTRE, Y, PUSH, SCALAR = range(14)
-"""v `[14, T + 2]`: a; √C_tt, between 1/√2 and √2; the linear term, C times the given vector; rates;
+"""v `[14, T + 4]`: a; √C_tt, between 1/√2 and √2; the linear term, C times the given vector; rates;
 a in units of its largest entry on the face (0 for the dual cone); scratch; the face's minimiser, or
 while a task is chosen the violations; scratch; the centre of a proximal step; the answer; CAGrad's
 step to the dual cone; numbers.
 """
-RIDGE, UNIT = 0, 1
-"""The numbers: what is added to the diagonal where a face's gradients depend on each other, and the
-largest a on the face.
+RIDGE, UNIT, TRIED, PULL = 0, 1, 2, 3
+"""The numbers: what is added to the diagonal where a face's gradients depend on each other, the
+largest a on the face, and r/‖g_z‖ of CAGrad's minimiser z on the face and of the answer.
 """
 
 
@@ -230,7 +229,8 @@ def _begin(v: Array, k: Array, count: int) -> None:
             k[INDEX, size] = i
             size += 1
     k[COUNT, SIZE], k[COUNT, VALID], k[COUNT, FRESH], k[COUNT, NEWEST] = size, 0, 0, -1
-    v[SCALAR, RIDGE], v[SCALAR, UNIT] = 0.0, 0.0
+    for i in range(4):
+        v[SCALAR, i] = 0.0
 
 
 @_jit
@@ -280,9 +280,7 @@ def _choose(v: Array, k: Array, count: int, worst: float, rough: bool, last: boo
 
 @_jit
 def _drop_dependent(k: Array) -> bool:
-    """Take the first of the fresh tasks that depends on those before it off the face again; whether
-    the rough phase goes on.
-    """
+    """Take the first fresh task that depends on those before it off; whether more are fresh."""
     valid = k[COUNT, VALID]
     if valid < k[COUNT, SIZE] - k[COUNT, FRESH]:
         return False
@@ -465,6 +463,7 @@ def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
     """
     size = k[COUNT, SIZE]
     _nearest_on_face(v, k, m)
+    v[SCALAR, TRIED] = 0.0
     if size == 1:
         return True
     for i in range(size):
@@ -487,9 +486,28 @@ def _lowest_on_face(v: Array, k: Array, m: Array, radius: float) -> bool:
     room = radius * radius - along
     bounded = room > 0
     stride = np.sqrt(max(height, 0.0) / room) if bounded else 0.0
+    v[SCALAR, TRIED] = 1 / stride if stride > 0 else 0.0
     for i in range(size):
         v[Z, i] = v[Z, i] + stride * v[X, i] if bounded else v[X, i]
+    if not bounded:  # it sums to 0: that of the largest a from the others', which may be tiny
+        top, rest = 0, 0.0
+        for i in range(1, size):
+            if v[A, k[INDEX, i]] > v[A, k[INDEX, top]]:
+                top = i
+        for i in range(size):
+            rest += v[A, k[INDEX, i]] * v[Z, i] if i != top else 0.0
+        v[Z, top] = -rest / v[A, k[INDEX, top]]
     return bounded
+
+
+@_jit
+def _pull(v: Array, radius: float, square: float) -> float:
+    """r/‖g_y‖, where y is a face's minimiser the number that it was made with: what cancels g₀ on
+    the face, near Pareto stationarity, is no other rounding of it. Else by ‖g_y‖² = `square`.
+    """
+    if v[SCALAR, PULL] > 0:
+        return v[SCALAR, PULL]
+    return radius / np.sqrt(square) if square > 0 else 0.0
 
 
 @_jit
@@ -510,7 +528,7 @@ def _on_simplex(v: Array, k: Array, m: Array, radius: float, magnitude: float, e
             flat = square <= 8 * count * eps * total * total
             level, size = square, total
             if ball:
-                pull, level = radius / np.sqrt(square) if square > 0 else 0.0, 0.0
+                pull, level = _pull(v, radius, square), 0.0
                 for i in range(count):
                     v[RATES, i] = v[BETA, i] + pull * v[RATES, i]
                 for i in range(k[COUNT, SIZE]):
@@ -535,6 +553,7 @@ def _on_simplex(v: Array, k: Array, m: Array, radius: float, magnitude: float, e
                 _drop_ridge(v, k)
                 break
             if _advance(v, k, m, bounded, rough, late):
+                v[SCALAR, PULL] = v[SCALAR, TRIED]
                 break
             _drop_ridge(v, k)
             _scale_to_simplex(v, k)
@@ -642,6 +661,7 @@ def _worst_rate(v: Array, count: int, pull: float, noise: float) -> float:
 @_jit
 def _set_vertex(v: Array, count: int, task: int) -> None:
     """y is this vertex."""
+    v[SCALAR, PULL] = 0.0
     for i in range(count):
         v[Y, i] = 1 / v[A, i] if i == task else 0.0
 
@@ -706,7 +726,7 @@ def _solve_in_ball(
     square, total = _times(v, k, m)
     # The projection may do better than what g_w says of d: by more than rounding, for a projection
     # cut off by the ball has the derivatives of g_w's branch where both are one direction.
-    pull = radius / np.sqrt(max(square, 0.0) + ROUNDING * total * total)
+    pull = _pull(v, radius, max(square, 0.0) + ROUNDING * total * total)
     return _worst_rate(v, count, pull, 8 * ROUNDING * (magnitude + pull * total)) < safest
 
 
@@ -730,7 +750,7 @@ def _recover(
         value += v[BETA, i] * v[X, i]
         total += v[X, i]
     if square > 0:
-        pull = radius / np.sqrt(square + ROUNDING * total * total)
+        pull = _pull(v, radius, square + ROUNDING * total * total)
     for i in range(count):
         out[i] = given[i] + (v[A, i] * v[PUSH, i] if stationary else pull * out[count + i])
     return value + radius * np.sqrt(square)
@@ -769,7 +789,7 @@ def _range(
 ) -> None:  # fmt: skip
     """Problems lo … hi - 1 of the batch."""
     count = gramian.shape[2]
-    v, k = np.zeros((14, count + 2)), np.zeros((5, count + 6), np.int64)
+    v, k = np.zeros((14, count + 4)), np.zeros((5, count + 6), np.int64)
     # rows of three matrices at distances of a power of two would share lines of the cache
     m = np.empty((3, count, count + 8 if count >= 32 else count))
     least, finite, definite, zero = 1.0, False, False, False

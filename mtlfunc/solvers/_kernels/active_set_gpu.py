@@ -131,9 +131,7 @@ def _solve_face(root, cosine, e, right, ridge):
 @triton.jit
 @no_type_check
 def _add_task(root, cosine, e, here, ridge, squares, floor):
-    """W with the task `here` added to the face, and its pivot: the square of what its row adds to
-    the others' span.
-    """
+    """W with the task `here` added to the face, and its pivot: the square of what its row adds."""
     column = _column(cosine, here)
     e_here = _entry_at(e, here)
     corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
@@ -167,7 +165,7 @@ def _descend(
     tasks, active,
 ):  # fmt: skip
     """The add-and-drop loop from a feasible y with support `inside`, if `active`; return y, the
-    number of faces solved and, for the dual cone, yᵀC y.
+    number of faces solved and, for the dual cone, yᵀC y, for CAGrad r/‖g_y‖ (0: not known).
 
     See the loops of `active_set_cpu`; one turn solves one face. Should rounding make the loop turn
     in a circle all the same, tasks that left stay out after 4T + 20 entries, and after 20T + 100
@@ -182,7 +180,7 @@ def _descend(
     # ridges are in units of ‖g_t‖²; a zero gradient has none of its own
     own = index[:, None] == index[None, :]
     squares = tl.maximum(tl.sum(tl.where(own, cosine, 0.0), axis=0), 0.5)
-    ridge, centre, again = zero, tl.zeros_like(y), active
+    ridge, centre, again, held_pull = zero, tl.zeros_like(y), active, zero
     rebuild = active
     # Triton 3.5 to 3.8 cannot compile a loop that carries a bool
     going = active.to(tl.int32)
@@ -229,7 +227,11 @@ def _descend(
                 stride = tl.where(
                     (room > 0) & (size > 1), tl.sqrt(height / tl.where(room > 0, room, 1.0)), 0.0
                 )
-                z = tl.where(bounded, z + stride * other, other)
+                # it sums to 0: that of the largest a from the others', which may be tiny
+                top = index == tl.argmax(tl.where(inside, a, 0.0), axis=0)
+                rest = tl.sum(tl.where(top, 0.0, a * other), axis=0)
+                falls = tl.where(top, -rest / a, other)
+                z = tl.where(bounded, z + stride * other, falls)
         # 3. Take it, or go towards it as far as the simplex reaches.
         rejected = (entered >= 0) & (_entry_at(z, index == entered) <= 0)
         blocking = inside & tl.where(bounded, z <= 0, z < 0)
@@ -246,6 +248,9 @@ def _descend(
         if KIND != DUAL_CONE:
             moved = moved / tl.where(stopped, _dot(a, moved), 1.0)
         y = tl.where(taken, tl.where(inside, z, 0.0), tl.where(stopped, moved, y))
+        if KIND == CAGRAD:
+            tried = tl.where(stride > 0, 1 / tl.where(stride > 0, stride, 1.0), 0.0)
+            held_pull = tl.where(taken, tried, tl.where(stopped, 0.0, held_pull))
         leaver = tl.where(rejected, entered, tl.where(stopped, leaver, -1))
         inside = inside & (index != leaver)
         blocked = (blocked & (rejected | stopped | late)) | ((index == leaver) & (rejected | late))
@@ -260,6 +265,7 @@ def _descend(
             level, noise = square, 8 * EPS * total
         elif KIND == CAGRAD:
             pull = tl.where(square > 0, radius / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
+            pull = tl.where(held_pull > 0, held_pull, pull)
             rates = beta + pull * rates
             level, noise = _dot(y, rates), 8 * EPS * (magnitude + pull * total)
         else:
@@ -281,7 +287,7 @@ def _descend(
         going = (more & (solved < 20 * tasks + 100)).to(tl.int32)
     # without the cancellation in yᵀC y
     reach = tl.sum(y * (beta + delta * squares * (y - centre)), axis=0)
-    return y, solved, tl.maximum(-reach, 0.0)
+    return y, solved, held_pull if KIND == CAGRAD else tl.maximum(-reach, 0.0)
 
 
 @triton.jit
@@ -355,6 +361,7 @@ def _solve_one(
         radius = tl.where(fine, ball, 0.0) * tl.sqrt(tl.maximum(_dot(beta, given), 0.0))
     none = index < 0
     push = tl.zeros_like(a)
+    held_pull = radius
     stationary = tasks < 0
     if KIND == DUAL_CONE:
         y, solved, _ = _descend(
@@ -404,7 +411,7 @@ def _solve_one(
             active = fine & ~stationary
             start = tl.where(active, start, y)
             inside, going = start > 0, active & ~flat
-            y, more, _ = _descend(
+            y, more, held_pull = _descend(
                 CAGRAD, cosine, a, beta, radius, magnitude, EPS, start, inside, real, tasks, going
             )
             solved += more
@@ -413,6 +420,7 @@ def _solve_one(
             # the projection, or as much of it as the ball holds, may do better than what g_w says
             push = push * tl.minimum(1.0, radius / tl.sqrt(tl.where(reach > 0, reach, 1e-300)))
             pull = radius / tl.sqrt(tl.maximum(square, 0.0) + 2.2e-16 * total * total)
+            pull = tl.where(held_pull > 0, held_pull, pull)
             # by more than rounding: see `active_set_cpu`
             noise = 8 * 2.2e-16 * (magnitude + pull * total)
             recovered = (beta + pull * image + noise) / a
@@ -439,6 +447,7 @@ def _solve_one(
             radius / tl.sqrt(tl.where(square > 0, square + 2.2e-16 * total * total, 1.0)),
             0.0,
         )
+        pull = tl.where(held_pull > 0, held_pull, pull)  # see `_pull` of `active_set_cpu`
         weights = asked + tl.where(stationary, a * push, pull * dual)
     rates = _times(cosine, weights / a) / a
     smallest = tl.min(tl.where(there, rates, infinity), axis=0)
