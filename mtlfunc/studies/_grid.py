@@ -144,8 +144,9 @@ class _Chunk(NamedTuple):
             if told is error:
                 raise
             raise told from error
+        # NumPy has no bfloat16; and f may write the next point's answer into the same tensor
         found = {n: x.float() if x.dtype == torch.bfloat16 else x for n, x in found.items()}
-        return {n: x.numpy(force=True) for n, x in found.items()}  # NumPy has no bfloat16
+        return {n: x.numpy(force=True).copy() for n, x in found.items()}
 
 
 def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
@@ -363,8 +364,9 @@ def _axis(name: str, values: Any) -> tuple[list[Any], Tensor | list[Any]]:
         labels: Any = given.cpu()
         if values.dtype in (torch.float16, torch.float32):
             x = labels.numpy()
-            # 0.4 in float32 is 0.4000000059604645; its shortest decimals are what was meant.
-            labels = np.where(x == x.round(), x, x.astype(str).astype(float))
+            # .4 in float32 is .4000000059604645, 1e11 is 99999997952; shortest decimals were meant
+            whole = (x == x.round()) & (abs(x) < np.float32(2**24))
+            labels = np.where(whole, x, x.astype(str).astype(float))
         labels = labels.tolist()
     elif isinstance(values, Mapping | Sequence) and not isinstance(values, str):
         labels = list(values)

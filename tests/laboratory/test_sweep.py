@@ -99,6 +99,10 @@ def test_grid_looped_axes_alone_take_what_cannot_be_vmapped():
     found = grid(lambda a, b: torch.tensor(a if a > 1 else a * b.item()), axes)
     assert found["value"].values.tolist() == [[3.0], [2.0]]
     assert found["b"].values.tolist() == ["x"]
+    kept, many = torch.zeros(1), [*range(50)]
+    with ThreadPoolExecutor(2) as pool:  # whose next job writes into the same tensor
+        found = grid(lambda k: kept.fill_(k), {"k": many}, executor=pool)
+    assert found["value"].values.ravel().tolist() == many
 
 
 class Outer(NamedTuple):
@@ -143,6 +147,7 @@ def test_grid_coordinates_are_what_was_typed():
     typed = torch.tensor([0.1, 0.4, 1e-3, 4096.0])
     for axis in (typed, typed.half(), (-1j * typed).conj().imag):
         assert grid(lambda c: c, {"c": axis})["c"].values.tolist() == [0.1, 0.4, 1e-3, 4096.0]
+    assert grid(lambda c: c, {"c": torch.tensor([1e11])})["c"].values.tolist() == [1e11]
 
 
 def test_grid_shows_progress_and_is_silent_inside(capsys):
@@ -306,12 +311,10 @@ def begun(tmp_path):
 
 
 A, B = torch.arange(3), [1, 2]
-OTHERS = [(torch.arange(2), B), (A, [1, 3]), (A.float(), B), ([0, 1, 2], B), (A, [1.0, 2.0])]
+MORE = [(torch.arange(2), B), (A, [1, 3]), (A.float(), B), ([0, 1, 2], B), (A, [1.0, 2.0])]
 
 
-@pytest.mark.parametrize(
-    "axes", [*({"a": a, "b": b} for a, b in OTHERS), {"b": B, "a": A}, {"a": A}]
-)
+@pytest.mark.parametrize("axes", [*({"a": a, "b": b} for a, b in MORE), {"b": B, "a": A}, {"a": A}])
 def test_grid_refuses_the_folder_of_other_axes(begun, axes):
     with pytest.raises(ValueError, match=r"path: .*axes\.json says other axes"):
         grid(lambda **point: point["a"], axes, path=begun)
