@@ -486,9 +486,9 @@ def test_gramians_of_whole_numbers_are_refused():
 
 
 def test_arenas_of_nothing_are_refused():
-    for wrong in ({"tuning": 0}, {"seeds": 0}, {"budget": -1.0}, {"budget": float("nan")}):
-        settings = SHORT._replace(**wrong)
-        with pytest.raises(ValueError, match="settings: expected seeds and tuning >= 1"):
-            mf.arena(mf.mgda(), problems="vlmop2", settings=settings)
+    refused = {"tuning": [0, "3"], "seeds": [0, 2.5], "budget": [-1.0, float("nan")]}
+    for name, value in ((name, value) for name, values in refused.items() for value in values):
+        with pytest.raises(ValueError, match=rf"^settings\.{name}: expected a .* got "):
+            mf.arena(mf.mgda(), problems="vlmop2", settings=SHORT._replace(**{name: value}))
     with pytest.raises(TypeError, match=r"^settings: expected Settings.* got int"):
         mf.arena(mf.mgda(), problems="vlmop2", settings=3)  # pyright: ignore

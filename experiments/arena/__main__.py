@@ -34,10 +34,10 @@ def _parser() -> argparse.ArgumentParser:
         "table.md, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
-        "on the problems that every rule has met, and the same command goes on from there.",
+        "on the problems that every rule has met, and the same command, without --fresh, goes on.",
     )
     add = parser.add_argument
-    said = "a rule of yours: anything mf.arena takes; repeatable"
+    said = "a rule of yours, one of those that mf.arena takes, no dict; repeatable"
     add("--rule", action="append", default=[], metavar="MODULE:NAME", help=said)
     rules = [*CONTESTANTS, STATIC]
     said = f"whom to meet, of {', '.join(rules)} (default: all)"
@@ -121,11 +121,11 @@ def _run(
     todo = []
     for name in names:
         for entrant in entrants:
-            kept = None if asked.fresh else store.read(name, entrant.name, entrant.source)
-            if kept is None:
-                todo.append(Task(name, entrant, settings, asked.device))
-            else:
+            kept = store.read(name, entrant.name, entrant.source)
+            if kept is not None:
                 found[name][entrant.name] = kept
+            if kept is None or asked.fresh:
+                todo.append(Task(name, entrant, settings, asked.device))
     interrupted = _fill(found, todo, store, asked.workers)
     complete = {
         name: {entrant.name: found[name][entrant.name] for entrant in entrants}
@@ -146,11 +146,9 @@ def _run(
         print(f"\n{result}\n\nwritten: {', '.join(map(str, paths))}")
     if interrupted:
         done = ", ".join(complete) or "none"
-        print(
-            f"\ninterrupted; problems that every rule has met: {done}. The same command goes on "
-            "from there",
-            file=sys.stderr,
-        )
+        said = f"\ninterrupted; problems that every rule has met: {done}. The same command"
+        said += " without --fresh" * asked.fresh
+        print(f"{said} goes on from there", file=sys.stderr)
         return interrupted
     print(
         f"{len(names)} problems, {len(entrants)} contestants, {len(todo)} of "

@@ -67,13 +67,12 @@ def load(spec: str) -> tuple[str, Contestant]:
 
 
 def source_of(spec: str) -> str:
-    """The digest of the rule's module and of those that it was loaded with from its folder, so that
-    results follow them.
-    """
-    module = importlib.import_module(spec.partition(":")[0])
-    folder = Path(inspect.getfile(module)).parent
-    files = {Path(getattr(each, "__file__", None) or "") for each in [*sys.modules.values()]}
-    return key(path for path in files if path.parent == folder)
+    """The digest of a rule's module and of all loaded from its folder or package, for results."""
+    name = spec.partition(":")[0]
+    folder, root = Path(inspect.getfile(importlib.import_module(name))).parent, name.split(".")[0]
+    files = {x: getattr(each, "__file__", None) for x, each in [*sys.modules.items()]}
+    every = ((x.split(".")[0] == root, Path(file)) for x, file in files.items() if file)
+    return key(path for inside, path in every if inside or path.parent == folder)
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

@@ -77,19 +77,29 @@ SMALL += ["--tuning", "1", "--budget", "0.02"]
 
 
 def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypatch, capsys):
-    text = (
-        "def soft(gramian):\n    d = gramian.diagonal()\n    return (-d / d.amax()).softmax(-1)\n"
-    )
-    (tmp_path / "my_rules.py").write_text(text)
+    text = "def soft(G):\n    d = G.diagonal()\n    return (-d / d.amax()).softmax(-1)\n"
+    inner = tmp_path / "my_rules" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("from .inner import soft\n")
     monkeypatch.syspath_prepend(tmp_path)
     call = [*SMALL, "--rule", "my_rules:soft", "--workers", "1", "--out", str(tmp_path / "out")]
     kept = tmp_path / "out" / "cells" / "conflict" / "soft.json"
-    alone = compete(
-        standard()["conflict"], contestants(soft)["soft"], Settings(seeds=2, tuning=1, budget=0.02)
-    )
-    for new in (8, 1):
+    few = Settings(seeds=2, tuning=1, budget=0.02)
+    alone = compete(standard()["conflict"], contestants(soft)["soft"], few)
+    for new, more in ((8, ""), (1, ""), (2, "# edited\n")):
+        if kept.exists():
+            kept.write_text("{", encoding="utf-8")
+        (inner / "__init__.py").write_text(text + more)
         assert command.main(call) == 0
         assert f"{new} of 8 cells new" in capsys.readouterr().out
         numbers = json.loads(kept.read_text(encoding="utf-8"))["numbers"]
         torch.testing.assert_close(torch.tensor(numbers["losses"]).double(), alone.losses)
-        kept.write_text("{", encoding="utf-8")
+
+    def stops(perform, todo, workers, keep):
+        keep(todo[0], perform(todo[0]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "perform_all", stops)
+    assert command.main([*call, "--fresh"]) == 130
+    assert "The same command without --fresh goes on" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["problems"]) == 2

@@ -1,10 +1,10 @@
 """`arena(rule)`: a rule against the others and a tuned static search, in less than a minute."""
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
+from ...core.checks import check_count, check_scalar
 from ...core.expect import rule_name
 from ...core.progress import progress_bar
 from ...probes import jacobian, losses_only
@@ -55,8 +55,7 @@ def arena(
 
     Returns:
         a `Result`: print it, or let a notebook show it; `.records()`, `.ranks(by)` and `.plot(ax)`
-        have the rest. A rule that raises, gives NaN or diverges is shown as that, and ranks last
-        where it does.
+        have the rest. A rule that raises, gives NaN or diverges is named, and ranks last there.
 
     Raises:
         TypeError: for anything but a rule, or settings of another type.
@@ -78,9 +77,9 @@ def arena(
     """
     if not isinstance(settings, Settings):
         raise TypeError(f"settings: expected Settings(...), got {type(settings).__name__}")
-    if min(settings.seeds, settings.tuning) < 1 or not 0 < settings.budget < math.inf:
-        expected = "seeds and tuning >= 1 and a budget in (0, ∞)"
-        raise ValueError(f"settings: expected {expected}, got {settings}")
+    for name in ("seeds", "tuning"):
+        check_count(getattr(settings, name), f"settings.{name}")
+    check_scalar(settings.budget, "settings.budget", positive=True)
     known, others = standard(), contestants(REFERENCES if against is None else against)
     if isinstance(problems, Mapping):
         chosen = dict(problems)

@@ -1,5 +1,4 @@
-"""Small problems with known answers. Every one is drawn from a key, so that a study over seeds is
-one `vmap`.
+"""Small problems with known answers, drawn from a key, so that a study over seeds is one `vmap`.
 
 A problem's scale is its own: `ideal` is what each task reaches alone, `nadir` what it has to bear
 at worst on the Pareto front (where the front is a single point, or not known: where it starts, or
@@ -65,8 +64,7 @@ def standard() -> dict[str, BenchmarkProblem]:
 
 
 def quadratics(tasks: int, *, conflict: float, spread: float, condition: float) -> BenchmarkProblem:
-    """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t) whose gradients at a reference point have all three
-    properties exactly.
+    """L_t = ½ s_t (x - c_t)ᵀA_t(x - c_t), exactly of these three properties at a reference point.
 
     Args:
         conflict: the cosine of any two of the gradients there is minus this; at most 1/(tasks - 1).
@@ -156,9 +154,7 @@ def cagrad_toy() -> BenchmarkProblem:
 
 
 def pcgrad_landscape() -> BenchmarkProblem:
-    """The landscape of Yu et al. 2020, Figure 1, above its floor; starts are normal around the
-    paper's (.5, -3).
-    """
+    """Yu et al. 2020, Figure 1, above its floor; starts are normal around the paper's (.5, -3)."""
     start = torch.tensor([0.5, -3.0], dtype=torch.float64)
     scale = torch.tensor([20.0, 25.0], dtype=torch.float64)
 

@@ -128,9 +128,7 @@ def compete(problem: BenchmarkProblem, contestant: Contestant | None, settings: 
 
 
 def static_grid(tasks: int) -> Float[Tensor, "point task"]:
-    """Constant weights whose ratios to the last one run from 1/100 to 100: 9 vectors for two tasks,
-    25 for three.
-    """
+    """Weights whose ratios to the last one run from 1/100 to 100: 9 for two tasks, 25 for three."""
     ticks = torch.linspace(-2, 2, 9 if tasks == 2 else 5, dtype=torch.float64)
     powers = torch.cartesian_prod(*[ticks] * (tasks - 1)).reshape(-1, tasks - 1)
     ratios = torch.cat([10**powers, torch.ones(len(powers), 1, dtype=torch.float64)], -1)
