@@ -52,7 +52,8 @@ def mixed_model(values: np.ndarray) -> tuple[Estimate, float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a seed's own variance is 0, which it may be
         model = sm.MixedLM(values.ravel(), design, np.tile(np.arange(seeds), sets))
-        found: Any = model.fit(reml=True)
+        # the default optimizer stops early at that end, with too large a standard error
+        found: Any = model.fit(reml=True, method="powell")
     mean, error = float(found.fe_params[0]), float(found.bse_fe[0])
     reach = float(stdtrit(seeds - 1, 0.975)) * error
     mixed = Estimate(mean, error, mean - reach, mean + reach, seeds)
@@ -174,12 +175,15 @@ def levels_table(
     deltas: Mapping[str, np.ndarray],
     sets: Sequence[str],
 ) -> str:
-    """By method its rates, accuracies on the sets in per cent, how many runs broke down, Δm."""
+    """By method its rates, accuracies on the sets in per cent, how many runs broke down, Δm where
+    it has one.
+    """
     lines = []
     for name, values in levels.items():
         own = [pm(estimate([*x])) for x in values] + [f"{broken(values)}"]
         lines.append([name, *rates[name], *own])
-        lines[-1] += [pm(estimate([*deltas[name]]), 1)] if deltas else []
+        if deltas:
+            lines[-1].append(pm(estimate([*deltas[name]]) if name in deltas else None, 1))
     columns = ["method", *(f"rate, {x}" for x in sets), *(f"{x}, %" for x in sets)]
     return markdown([*columns, "runs below 20 %"] + ["Δm, %"] * bool(deltas), lines)
 
@@ -239,6 +243,12 @@ def arms_table(
     return f"{legend}\n\n{table}"
 
 
+def ranked(levels: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Methods by their mean over seeds, the lowest first, and those with a failed run last."""
+    means = {name: float(np.mean([*own.values()])) for name, own in levels.items()}
+    return sorted(means, key=lambda name: (math.isnan(means[name]), means[name]))
+
+
 def alone_table(
     levels: Mapping[str, Mapping[int, float]],
     rivals: Sequence[str],
@@ -260,8 +270,8 @@ def alone_table(
             found[name] = alone([own[k] - levels["mean"][k] for k in both])
     p = [found[x].p if x in found and math.isfinite(found[x].p) else 1.0 for x in rivals]
     adjusted, lines = dict(zip(rivals, holm(p), strict=True)), []
-    for name, own in sorted(levels.items(), key=lambda pair: np.mean([*pair[1].values()])):
-        line = [name, *more[name], pm(estimate([*own.values()]), 1)]
+    for name in ranked(levels):
+        line = [name, *more[name], pm(estimate([*levels[name].values()]), 1)]
         if name in found:
             line += [bracket(found[name].mixed, 1), bracket(found[name].drawn, 1)]
             verdict = said(found[name].mixed.mean, adjusted.get(name, 1.0))
@@ -286,10 +296,10 @@ def agreement(
 
     Returns:
         Kendall's τ to the means over seeds with a 95 % percentile bootstrap of the seeds; p of the
-        exact test of no order; how many methods there are. NaN for fewer than three, or than two
-        seeds that all of them have.
+        exact test of no order; how many methods there are, without those of which a run failed. NaN
+        for fewer than three, or than two seeds that all of them have.
     """
-    names = [name for name in published if name in levels]
+    names = [x for x in published if x in levels and all(map(math.isfinite, levels[x].values()))]
     seeds = sorted(set.intersection(*({*levels[name]} for name in names))) if names else []
     if len(names) < 3 or len(seeds) < 2:
         none = math.nan
@@ -313,10 +323,13 @@ def agreement(
 def order(published: Mapping[str, float], levels: Mapping[str, Mapping[int, float]]) -> str:
     """`agreement` in a sentence."""
     found, p, count = agreement(published, levels)
+    failed = [x for x in published if not all(map(math.isfinite, levels.get(x, {}).values()))]
+    left = f" Left out, since a run failed: {', '.join(failed)}." * bool(failed)
     if math.isnan(found.mean):
-        return "The order: fewer than three published methods have run on the same two seeds."
+        few = "fewer than three published methods have finite numbers on the same two seeds"
+        return f"The order: {few}.{left}"
     verdict = "repeats" if found.low > 0 else "is reversed" if found.high < 0 else "is open"
     return (
         f"The published order of {count} methods **{verdict}**: Kendall's τ {bracket(found)} over "
-        f"seeds. For a random order p is {p:.2g}."
+        f"seeds. For a random order p is {p:.2g}.{left}"
     )

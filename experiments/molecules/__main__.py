@@ -58,9 +58,12 @@ class Found(NamedTuple):
 
 def found(record: tuned.Record) -> Found:
     """What the record has. Raises DataError for fewer than two seeds of the mean loss or of a
-    network that learns one property.
+    network that learns one property, and for one of these that failed.
     """
     alone, errors = ({x: errors_of(record, x) for x in names} for names in (SINGLE, METHODS[:1]))
+    if failed := [f"{x}, seed {k}" for x, of in alone.items() for k in of if np.isnan(of[k]).any()]:
+        cure = "take its line out of that file, and `run` makes it again"
+        raise DataError(f"{record.path}: no finite error of {'; '.join(failed)}: {cure}")
     for name in (*METHODS[1:], *ARMS):
         with suppress(DataError):  # it has not run
             errors[name] = errors_of(record, name)
@@ -87,7 +90,7 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
     every["one network each"] = [np.ravel([*of.values()]) for of in alone.values()]
     table = [[k, *(pm(estimate([*map(float, x)]), 3) for x in v)] for k, v in every.items()]
     parts.append(markdown(["mean absolute error", *NAMES], table))
-    ranked = sorted(levels, key=lambda name: np.mean([*levels[name].values()]))
+    ranked = pooled.ranked(levels)
     panels = {"Δm, %": {name: estimate([*levels[name].values()]) for name in ranked}}
     for i, title in enumerate(NAMES):
         own = {name: [x[i].item() for x in over[name].values()] for name in ranked}

@@ -84,8 +84,7 @@ def perform(settings: Settings, cells: Sequence[Cell]) -> list[Numbers]:
     """Train and measure runs of one method, which differ in rate and seed, as one program. Returns
     of each `score` (minus the mean logarithm of the mean absolute errors of standardised properties
     on the molecules that choose), `test` (mean absolute errors in published units), `seconds` (its
-    share of the processor's), all over the learnt properties; NaN for a run that stops being
-    finite.
+    share of the processor's), over the learnt properties; NaN of a run that stops being finite.
     """
     begun, device, method = time.process_time(), torch.device(settings.device), cells[0].method
     data = molecules.parts(settings.data, settings.out, settings.parts, settings.draw)

@@ -89,28 +89,30 @@ class Found(NamedTuple):
 
     seeds: list[int]
     levels: dict[str, np.ndarray]  # accuracies `[set, seed]` in per cent, mean over both tasks
+    alone: dict[str, np.ndarray]  # the same of the networks that learn one task; none before
     deltas: dict[str, np.ndarray]  # Δm `[seed]` in per cent; none without the networks alone
     waits: str  # why the other methods are not there
 
 
 def found(record: tuned.Record) -> Found:
     """What the record has. Raises DataError for fewer than two whole seeds."""
-    waits, deltas = "", dict[str, np.ndarray]()
+    waits, alone, deltas = "", dict[str, np.ndarray](), dict[str, np.ndarray]()
     try:
         seeds, each = accuracies(record, JOINT)
     except DataError as error:
         waits, (seeds, each) = str(error), accuracies(record, FIRST)
     with suppress(DataError):
         own, every = accuracies(record, (*each, *SINGLE))
-        alone = np.stack([every[name][task] for task, name in enumerate(SINGLE)])
         if own == seeds:
-            deltas = {name: 100 * (1 - x / alone).mean((0, 1)) for name, x in each.items()}
-    return Found(seeds, {name: x.mean(0) for name, x in each.items()}, deltas, waits)
+            alone = {name: every[name][task] for task, name in enumerate(SINGLE)}
+            base = np.stack([*alone.values()]).mean(-1, keepdims=True)  # one may have broken down
+            deltas = {name: 100 * (1 - x / base).mean((0, 1)) for name, x in each.items()}
+    return Found(seeds, {name: x.mean(0) for name, x in each.items()}, alone, deltas, waits)
 
 
 def shown(record: tuned.Record) -> tuple[str, Figure]:
     """What the record says so far. Raises DataError for fewer than two whole seeds."""
-    seeds, levels, deltas, waits = found(record)
+    seeds, levels, alone, deltas, waits = found(record)
     state = f"{len(seeds)} of {len(SEEDS)} seeds"
     state += ", so that the verdicts are provisional" * (len(seeds) < len(SEEDS))
     gains, rivals = True, f"The other methods are not compared yet. {waits}."
@@ -118,9 +120,10 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
         judged = against_mean(levels, RIVALS)
         gains = judged[NASH].verdict.startswith("above")
         rivals = rivals_table(judged, levels, SETS)
-    rates = {name: [record.shown_rate(which, name) for which in SETS] for name in levels}
+    every = levels | alone
+    rates = {name: [record.shown_rate(which, name) for which in SETS] for name in every}
     parts = [f"{state}.", rivals, arms_table(levels, NASH, ARMS, gains=gains)]
-    parts += [levels_table(rates, levels, deltas, SETS), record.machines()]
+    parts += [levels_table(rates, every, deltas, SETS), record.machines()]
     drawn = panels(levels, [x for x in levels if x not in ("mean", *BORROWED)], SETS)
     return "\n\n".join(parts), side_by_side(drawn, dict.fromkeys(ARMS, "C7"))
 

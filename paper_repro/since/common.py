@@ -66,5 +66,5 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Interval:
     x, y = np.asarray(x, float), np.asarray(y, float)
     found = float(np.asarray(spearmanr(x, y))[0])
     half = 1.96 * math.sqrt(1.06 / (len(x) - 3)) if len(x) > 3 else math.inf
-    z = math.atanh(max(-1 + 1e-12, min(1 - 1e-12, found)))
+    z = math.atanh(np.clip(found, -1 + 1e-12, 1 - 1e-12))  # NaN stays NaN
     return Interval(found, math.tanh(z - half), math.tanh(z + half))

@@ -122,6 +122,18 @@ def test_a_made_up_study(tmp_path, capsys):
     assert f"Kendall's τ {tau.statistic:+.2f} [" in text
     assert len(figure.axes) == 12
     assert "| all " in study.power(record)
+    for name in ("uw", "dwa"):
+        at = Cell("", name, "", record.chosen("", name), 103)
+        record.runs[str(at)] = [0, None, 20, *[None] * 11]
+    text = study.shown(record)[0]
+    rows = [x for x in text.partition("| mean absolute")[0].split("\n") if x.startswith("| ")]
+    assert [x.split("|")[1].strip() for x in rows[-2:] if "**failed**" in x] == ["uw", "dwa"]
+    assert "order of 9 methods" in text
+    assert "Left out, since a run failed: dwa, uw." in text
+    (failed, *_) = train.SINGLE
+    record.runs[str(Cell("", failed, "", record.chosen("", failed), 104))] = [0, None, 20, None]
+    with pytest.raises(DataError, match=f"no finite error of {failed}, seed 104: take its line"):
+        study.shown(record)
     record.add(Cell("", "mean", "", 0.004, 101), [1.0, 2.0], "here")
     path.write_text(path.read_text(encoding="utf-8").replace("30 epochs", "31 epochs"))
     assert study.main(["--record", str(path), "show"]) == 2

@@ -1,6 +1,7 @@
 """The second study of images: what it tries, what it can see, what it says of made-up runs."""
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -55,20 +56,25 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     assert f"{said}Nash-MTL by +" in told
     assert "MGDA by -" in told
     assert told.partition("Nash-MTL's weights by their sum costs ")[2][:1].isdigit()
-    seeds, levels, deltas, _ = power.found(record)
+    seeds, levels, single, deltas, _ = power.found(record)
     assert seeds == [*power.SEEDS]
-    at = [("mixed", name, "", record.chosen("mixed", name), 104) for name in ("uw", *power.SINGLE)]
-    joint, *alone = [record.runs[str(Cell(*cell))] for cell in at]
-    own = {"left": alone[0][2], "right": alone[1][3]}
+    at = Cell("mixed", "uw", "", record.chosen("mixed", "uw"), 104)
+    joint = record.runs[str(at)]
+    own = {task: single[name][2].mean() / 100 for task, name in power.ALONE.items()}
     both = {"left": joint[2], "right": joint[3]}
     there = mf.diagnostics.delta_m(both, own, dict.fromkeys(own, True))
-    record.runs[str(Cell(*at[0]))] = [0, 0.9, *own.values()]  # which is as good as they are
+    record.runs[str(at)] = [0, 0.9, *own.values()]  # which is as good as they are
     assert power.found(record).deltas["uw"][3] - deltas["uw"][3] == pytest.approx(-there / 3)
     assert levels["uw"][2, 3] == pytest.approx(50 * (joint[2] + joint[3]))
     rate = record.chosen("mnist", power.NASH)
     record.runs[str(Cell("mnist", power.NASH, "", rate, 101))] = [0, *[None] * 3]
     assert power.found(record).levels[power.NASH][0, 0] == 10  # it broke down
-    assert power.shown(record)[0].count("**no gain shown**") == len(power.ARMS)
+    at = Cell("mnist", "left alone", "", record.chosen("mnist", "left alone"), 101)
+    record.runs[str(at)] = [0, 0.1, 0.1, None]  # so did a network alone
+    rows = power.shown(record)[0]
+    assert rows.count("**no gain shown**") == len(power.ARMS)
+    assert re.search(r"\| left alone +\|.* \| 1 +\| – +\|", rows)
+    assert power.found(record).deltas["mean"][0] == pytest.approx(deltas["mean"][0], abs=2)
     job = Cell("mnist", "left alone", "", 0.1, 101)
     record.add(job, power.kept(job, {"score": math.nan, "test": {"left": 0.5}}), "here")
     assert tuned.Record(record.path, power.DESIGN).runs == record.runs
@@ -96,6 +102,11 @@ def test_analyses():
     ends = there.confidence_interval()
     assert found.mixed[2:4] == pytest.approx((ends.low, ends.high), rel=1e-3)
     assert found.drawn[2:4] == pytest.approx((ends.low, ends.high), abs=0.15)
+    for seeds in range(2, 21):  # of a balanced design the error is known
+        values = draw.normal(0, [[0.2], [1.0], [2.0]], (3, seeds))
+        square = max(3 * values.mean(0).var(ddof=1), values.var(1, ddof=1).mean())
+        error = math.sqrt(square / values.size)
+        assert pooled.mixed_model(values)[0].error == pytest.approx(error, rel=1e-3)
     p = [0.01, 0.04, 0.03, 0.2, 0.9, 0.012]
     assert pooled.holm(p) == pytest.approx([0.06, 0.12, 0.12, 0.4, 0.9, 0.06])  # 6, 4, 4, 2, 1, 5
 
