@@ -2,8 +2,10 @@
 
 import argparse
 import math
+from argparse import ArgumentTypeError
+from contextlib import suppress
 
-from ._outside import installed, outside
+from ._outside import CURE, installed
 from .compare import OWN, table
 
 EPILOG = """Each solver gets the Gramians G of the hard families (near duplicates left out), times
@@ -14,22 +16,38 @@ sign or, of well-conditioned gradients, a weight is off by more than 1e-3. After
 problem it did not finish; another process goes on, three in all."""
 
 
+def _names(text: str) -> list[str]:
+    known = [*OWN, *installed()]
+    names = known if text == "all" else text.split(",")
+    if alien := [name for name in names if name not in known]:
+        raise ArgumentTypeError(f"{alien} not among all, {', '.join(known)}; {CURE}")
+    return names
+
+
+def _counts(text: str) -> list[int]:
+    if not all(x.isdecimal() and int(x) for x in text.split(",")):
+        raise ArgumentTypeError(f"expected whole numbers >= 1 such as 2,3,8, got {text!r}")
+    return [int(x) for x in text.split(",")]
+
+
+def _exponents(text: str) -> list[int]:
+    with suppress(ValueError):  # not two, or no numbers
+        low, high = map(float, text.split(":"))
+        if 0 < low <= high < math.inf:
+            first, last = (round(math.log10(x)) for x in (low, high))
+            return [*range(first, last, 4), last]
+    raise ArgumentTypeError(f"expected LOW:HIGH, 0 < LOW <= HIGH, such as 1e-12:1e12, got {text!r}")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser("python -m mtlfunc.testing", description=EPILOG)
-    parser.add_argument("--solvers", default="all", help="all, or NAME,...; see testing.outside")
-    parser.add_argument("--tasks", default="2,3,8", help="numbers of tasks (default 2,3,8)")
-    parser.add_argument("--scales", default="1e-12:1e12", help="the ends (default 1e-12:1e12)")
+    add, said = parser.add_argument, f"all, or NAME,... of {', '.join(OWN)} and testing.outside's"
+    add("--solvers", type=_names, default="all", help=said)
+    add("--tasks", type=_counts, default="2,3,8", help="numbers of tasks (default 2,3,8)")
+    add("--scales", type=_exponents, default="1e-12:1e12", help="the ends (default 1e-12:1e12)")
     given = parser.parse_args(argv)
-    try:
-        tasks = [int(x) for x in given.tasks.split(",")]
-        ends = [round(math.log10(float(x))) for x in given.scales.split(":")]
-        names = [*OWN, *installed()] if given.solvers == "all" else given.solvers.split(",")
-        for name in names:
-            _ = name in OWN or outside(name)
-        print(table(names, tasks, [*range(ends[0], ends[-1], 4), ends[-1]]))
-    except ValueError as error:
-        parser.error(str(error))
+    print(table(given.solvers, given.tasks, given.scales))
 
 
 if __name__ == "__main__":

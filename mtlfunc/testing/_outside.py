@@ -41,8 +41,7 @@ def outside(name: str, *, normalized: bool = False) -> Solver:
         tensor([0.7500, 0.2500])
     """
     if name not in installed():
-        cure = 'python -m pip install "mtlfunc[solvers]" for more'
-        raise ValueError(f"name: {name!r} is not among {', '.join(installed())}; {cure}")
+        raise ValueError(f"name: {name!r} is not among {', '.join(installed())}; {CURE}")
     library, _, called = name.rpartition(":")
     own: dict[str, Any] = {"slsqp": _slsqp, "nnls": _nnls}
     run = own.get(name) or partial(_cvxpy if library else _qpsolvers, called)
@@ -75,6 +74,7 @@ def outside(name: str, *, normalized: bool = False) -> Solver:
     return solve
 
 
+CURE = 'python -m pip install "mtlfunc[solvers]" for more'
 CONIC = "CAGrad's dual has a norm in it, which slsqp, cvxpy:CLARABEL and cvxpy:SCS can take"
 
 

@@ -1,7 +1,6 @@
 """Small integer Jacobians, smallest first, and how a matrix is written as code.
 
-Rules and solvers see Gramians alone, so of all integer Jacobians with one Gramian only the simplest
-is kept.
+Rules and solvers see Gramians alone, so of Jacobians with one Gramian the simplest is kept.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ def integers(count: int, deep: bool = False) -> Float[Tensor, "case task 3"]:
 
     The order: those without a zero gradient first, then by the largest |entry|, the sum of all
     |entries|, the columns in use, the number of negative entries, and the entries themselves.
-    `deep` holds about ten times as many: where the search goes on that found only large
-    counterexamples.
+    `deep` holds about ten times as many, for a search that found only large counterexamples.
     """
     if count == 1:
         blocks = [_grid(1, 1, LARGEST), _grid(1, 2, 2)]

@@ -87,8 +87,7 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
       Σ p_t‖g_t‖, F* the best dual value; by how much more d leaves the ball than the Gramian can
       tell (`resolution` of `certify`) is in units of Σ p_t‖g_t‖;
     - dual_cone: the gap in units of m², m the larger of Σ|v_t|‖g_t‖ and Σ|w_t|‖g_t‖, or the
-      `backward` error of `certify`, the smaller of both: where the cone is thin, a Gramian knows no
-      more.
+      `backward` error of `certify` if it is smaller: of a thin cone a Gramian knows no more.
 
     A gradient of length 0 counts as long as the shortest other.
 

@@ -115,9 +115,7 @@ class SolverReport(Printed):
 
     @property
     def sound(self) -> bool:
-        """Whether it answered some of every kind that it takes, every answer was certified, and
-        every claim holds.
-        """
+        """Whether every kind that it takes has answers, all certified, and every claim holds."""
         wrong = any(row.failures for row in self.rows) or any(self.claims.values())
         answered = {row.problem for row in self.rows if row.instances > row.refused}
         wrong = wrong or any(text.startswith("✗") for text in self.unanswered.values())

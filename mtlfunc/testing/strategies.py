@@ -95,8 +95,7 @@ def problems(
     """A strategy for problems of one kind, on the Gramians of `jacobians`.
 
     CAGrad's c is 0.4, 0.1, 1 or 0, and its preference uniform, increasing, or 0 for the last of
-    several tasks; the dual cone's weights are uniform, those of one task, or of both signs. The
-    first of each is the simplest.
+    several tasks; the dual cone's weights uniform, of one task, or of both signs; simplest first.
 
     Args:
         kind: `"min_norm"`, `"cagrad"` or `"dual_cone"`.

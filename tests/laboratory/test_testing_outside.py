@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mtlfunc import solvers, testing
+from mtlfunc.testing.__main__ import main
 from mtlfunc.testing.compare import answers, exact_weights, posed, row_of
 from tests.support.oracles import near
 
@@ -53,7 +54,14 @@ def test_outside_is_right_where_gradients_are_regular(name):
         solve(ball)
 
 
-def test_outside_says_what_is_there_and_what_is_wrong():
+def test_outside_says_what_is_there_and_what_is_wrong(capsys):
+    wrong = [("scales", x, "expected LOW:HIGH") for x in ("1e8:1e-8", "1:2:3", "0:1", "abc")]
+    wrong += [("tasks", x, "expected whole numbers >= 1") for x in ("x", "2,0", "")]
+    wrong += [("solvers", "auto,foo", "['foo'] not among all, auto, cvx, slsqp")]
+    for name, value, said in wrong:
+        with pytest.raises(SystemExit):
+            main([f"--{name}={value}"])
+        assert f"argument --{name}: {said}" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"'nothing' is not among slsqp, .*mtlfunc\[solvers\]"):
         testing.outside("nothing")
     with pytest.raises(ValueError, match=r"quadprog refuses: .*not positive"):
