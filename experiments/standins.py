@@ -261,8 +261,7 @@ STANDINS = (
 
 def read(study: str) -> dict[str, Any]:
     """What both runs of a study left, by the seeds that they were on. Raises SystemExit for a run
-    that is not there, runs that share seeds or differ in anything else, and methods that were left
-    out.
+    that is not there, runs that share seeds or differ otherwise, and methods that were left out.
     """
     if study == "molecules":
         record = Record(molecules.RECORD, molecules.DESIGN)

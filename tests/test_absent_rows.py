@@ -79,7 +79,6 @@ def test_every_rule_steps_and_remembers_as_with_present(name):
 @pytest.mark.parametrize("rule", [mf.mean, mf.mgda, mf.upgrad, lambda: mf.uw(0.1), mf.pcgrad])
 @pytest.mark.parametrize("options", [ZEROS, BOTH])
 def test_mapped_and_compiled_steps_are_their_loops(options, rule):
-    """In some lanes a row is zero, in one all are."""
     step = mf.balance(by_sample, rule(), mf.jacobian(engine="rows", **options))
     state, lanes = step.init(PARAMS, batch_of(ALL), key=3), torch.stack([ALL, SOME, ~SOME, ~ALL])
 

@@ -41,9 +41,7 @@ def reweighed(w, products, eta=ETA):
 
 @pytest.mark.parametrize("form", [lambda losses: losses, tuple], ids=["vector", "scalars"])
 def test_steps_equal_a_loop(form):
-    step = mf.descend(
-        lambda p, b: form(aimed(p, b)), mf.align(ETA), mf.jacobian(SHARED), mf.sgd(0.1)
-    )
+    step = mf.descend(lambda *x: form(aimed(*x)), mf.align(ETA), mf.jacobian(SHARED), mf.sgd(0.1))
     state, w = step.init(PARAMS, BATCH), [1 / TASKS] * TASKS
     for _ in range(4):
         w = reweighed(w, literal(state.params, BATCH))

@@ -92,7 +92,6 @@ def test_compiled_module():
 
 
 def test_autocast_around_the_forward():
-    """Also around the call; the Gramian is accumulated in float32."""
     net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
 
     def run(n):
@@ -239,7 +238,6 @@ def test_derivatives_by_the_inputs():
 
 @pytest.mark.parametrize("engine", ["auto", "layerwise", "rows"])
 def test_losses_of_several_forwards(engine):
-    """Some of which serve no loss; and the same losses a second time."""
     net = nn.Sequential(nn.Linear(4, 30), nn.Tanh(), nn.Linear(30, 1)).double()
     balancer = mf.Balancer(net, mf.cagrad(0.4), mf.jacobian(engine=engine))
     losses = [net(x).square().mean() for x in (X, 2 * X, 3 * X)]
@@ -255,7 +253,6 @@ def test_losses_of_several_forwards(engine):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("form", [list, torch.stack])
 def test_backward_where_gradients_are_disabled(mode, form):
-    """As `loss.backward()`, which is called there, too."""
     net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3)).double()
     leaves = list(net.parameters())
     balancer = mf.Balancer(net, mf.mgda(), "0.*")

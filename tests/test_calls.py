@@ -111,7 +111,6 @@ def test_parts_of_other_arguments_differ():
 
 
 def test_another_process_gets_the_same_parts():
-    """They are made again there, and weigh alike, bit for bit."""
     gramian = torch.tensor([[2.0, -1.0, 0.5], [-1.0, 3.0, 0.2], [0.5, 0.2, 1.0]]).double()
     rules = [PARTS[name]() for name in WHOLE if isinstance(PARTS[name](), mf.Rule)]
     known = {"gramian", "present", "preference"}

@@ -126,8 +126,6 @@ def test_aux_and_what_passes_through(made):
 
 
 def test_a_state_whose_parts_move_on(made):
-    """The last value and the one before change places at every step."""
-
     def update(state, batch):
         a, b = state.optimizer
         after = TrainState(state.params, state.balance, (b, a + batch))
@@ -139,7 +137,6 @@ def test_a_state_whose_parts_move_on(made):
 
 
 def test_a_state_serves_again_and_older_ones_stay(made):
-    """In any order, and in two runs that share a step."""
     step, (captured, a) = decay(), started()
     b, info = captured.update(a, ZERO)
     other = captured.init({"x": 3 * X}, ZERO)
@@ -419,7 +416,6 @@ def test_what_a_step_takes_from_elsewhere_stays_alive(made, monkeypatch):
 
 
 def test_a_state_that_changes_its_form_is_a_kind(made):
-    """Each step of growth is a recording."""
     step = decay()
 
     def update(state, batch):

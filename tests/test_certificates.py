@@ -106,7 +106,6 @@ def test_an_indefinite_matrix_has_no_answer(name):
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e-21), (torch.float64, 1e-160)])
 def test_a_gramian_that_lost_its_digits_is_named(dtype, size):
-    """Of gradients so short that their products are subnormal numbers."""
     rows = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)).to(dtype) * size / 30
     with pytest.raises(ValueError, match="have lost their digits: multiply the losses"):
         solvers.active_set()(solvers.min_norm(rows @ rows.mT))
@@ -167,7 +166,6 @@ def test_verdicts_do_not_depend_on_the_unit(kind, rows):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_reference_solver_is_sound_at_every_scale(kind):
-    """24 decades; every family at three scales or more."""
     families = itertools.cycle(FAMILIES)
     for seed, scale in enumerate(SCALES):
         for family in itertools.islice(families, 2):
@@ -178,7 +176,6 @@ def test_the_reference_solver_is_sound_at_every_scale(kind):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_half_of_a_gradient_is_not_the_answer_beside_a_zero_one(scale):
-    """0 is, at any scale."""
     rows = scale * torch.tensor([[1.0], [0.0]], dtype=F64)
     problem = solvers.min_norm(rows @ rows.mT)
     half, right = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=F64)

@@ -74,7 +74,6 @@ def test_curvature_equals_differences_of_the_gradient():
 
 
 def test_forward_mode_through_weight_norm():
-    """Of torch's own there is none."""
     w = torch.from_numpy(np.random.default_rng(1).standard_normal((4, 3)))
     params = {"v": w, "g": torch.ones(4, 1, dtype=torch.float64)}
 

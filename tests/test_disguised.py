@@ -89,7 +89,6 @@ def test_parameters_of_a_subclass(kind, names):
 
 @pytest.mark.parametrize("where", [0, 1, 2])
 def test_inputs_of_a_subclass_with_a_linear_of_its_own(where):
-    """In the first layer, in the second, in both."""
     net = perceptron(4, 5, 3)
 
     class Net(nn.Module):
@@ -204,13 +203,10 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize("lead", ["", "frozen", "trained"])
 def test_reentrant_checkpoints_are_refused(lead, enabled):
-    """Whether or not gradients are enabled around a pure call."""
     net = Checkpointed(lead)
     refused = pytest.raises(RuntimeError, match=r"reentrant .* use_reentrant=False")
     with refused, torch.set_grad_enabled(enabled):
-        mf.task_gramian(
-            lambda params, batch: functional_call(net, params, (inputs(),)), mf.parameters(net), ()
-        )
+        mf.task_gramian(lambda p, b: functional_call(net, p, (inputs(),)), mf.parameters(net), ())
     for rule in (mf.mean(), mf.upgrad()):
         for form in (tuple, lambda losses: losses):
             balancer = mf.Balancer(net, rule)
@@ -240,7 +236,6 @@ class Reentrant(torch.autograd.Function):
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("rule", [mf.mean(), mf.upgrad()])
 def test_a_backward_that_writes_gradients_is_refused(rule, before):
-    """The parameters inside get no row, and `.grad` from every pass."""
     net, lead = perceptron(4, 5, 3), nn.Linear(4, 4).double()
     whole = nn.ModuleList([lead, net])
     weight = next(net.parameters())

@@ -213,7 +213,6 @@ def test_bad_arguments():
 
 
 def test_certificate_says_what_float32_lost():
-    """Residuals that float32 products cannot tell apart; float64 does."""
     x = torch.linspace(0, 1, 10)[:, None]
     params = {"a": torch.ones(10)}
 

@@ -226,7 +226,6 @@ def test_autocast_around_a_call_is_refused(name):
 
 @pytest.mark.parametrize("call", [mf.task_gramian, mf.task_gradients, mf.sample_gradients])
 def test_weights_that_torch_keeps_for_other_parameters_are_refused(call):
-    """Unless `losses_fn` itself lets it, or there are none."""
     layer, x = parametrizations.weight_norm(nn.Linear(3, 2)).double(), torch.ones(4, 3).double()
     params = mf.parameters(layer)
 
@@ -290,7 +289,6 @@ def _retained(losses):
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("what", [_old_style, _retained])
 def test_functions_with_ctx_and_retained_gradients(name, what):
-    """Taken on plain leaves, refused with a cure under a transform."""
     plain = _losses_of(name)
     if name == "sample_gramian" and what is _old_style:  # the graph shows nothing of its samples
         with pytest.raises(ValueError, match="samples mix in OldStyle, of which nothing is known"):
@@ -472,7 +470,6 @@ def made(first, whole=False) -> Any:
 
 @pytest.mark.parametrize("first", ["trunk", "head"])
 def test_a_tied_parameter_is_chosen_by_its_first_name_or_its_module(first):
-    """Also on parameters of later steps."""
     net, losses, x = made(first)
     params = mf.parameters(net)
     expected = gramian_of(losses, params, x, net.trunk)

@@ -265,7 +265,6 @@ def test_gramians_of_a_thousand_random_programs(steps, last, tasks, chunk_size):
 
 @pytest.mark.parametrize("matrix", MATRICES)
 def test_gramians_of_every_view_of_a_weight(matrix):
-    """Used once, used twice, and beside the whole."""
     check([("twice", matrix), ("twice, beside the whole", matrix)], "two", "mean", None)
     check([("linear with bias", matrix)], "one", "stacked", None)
 

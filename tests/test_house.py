@@ -158,7 +158,6 @@ def test_lines_and_files_are_short():
 
 
 def test_no_test_module_imports_another():
-    """What two of them need is in `tests/support`."""
     pattern = re.compile(r"^\s*(?:from|import) (?:tests\b|\.).*\btest_\w+.*", re.MULTILINE)
     found = {
         f"{path.relative_to(ROOT)}: {line.strip()}"

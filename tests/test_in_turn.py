@@ -268,11 +268,9 @@ def test_a_backward_inside_that_calls_backward():
 
 
 def deep(tasks):
-    trunk = nn.Sequential(
-        *[m for _ in range(6) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())]
-    )
+    layers = [m for _ in range(6) for m in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU())]
     heads = nn.ModuleList(nn.Linear(16, 5) for _ in range(tasks))
-    return nn.ModuleDict({"trunk": trunk, "heads": heads})
+    return nn.ModuleDict({"trunk": nn.Sequential(*layers), "heads": heads})
 
 
 @pytest.mark.parametrize("tasks", [3, 8])

@@ -20,10 +20,8 @@ from mtlfunc import physics
 F64 = torch.float64
 
 
-def _mlp(activation: type[nn.Module], d: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(d, 6), activation(), nn.Linear(6, 5), activation(), nn.Linear(5, 2)
-    )
+def _mlp(layer: type[nn.Module], d: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(d, 6), layer(), nn.Linear(6, 5), layer(), nn.Linear(5, 2))
 
 
 def _logsigmoid(h):  # a mapped derivative of torch's own writes into what others read

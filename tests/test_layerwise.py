@@ -54,7 +54,6 @@ def test_rows_and_gramian_of_tasks(name, chunk_size):
 @pytest.mark.parametrize("form", ["kernel", "gemm", "as planned"])
 @pytest.mark.parametrize("name", NAMES)
 def test_gramian_of_samples_in_every_form(name, form, monkeypatch):
-    """Whatever the cost model would choose, and as it chooses."""
     original, net = formulas.costs, build(name)
 
     def forced(*args, **kwargs):

@@ -295,10 +295,8 @@ def test_gradients_that_wait_are_counted(linear):
 
 def test_vmapped_is_the_loop():
     def run(rate, batch):
-        optimizer = optim.adam(rate)
-        step = mf.descend(
-            losses_of, mf.safe(mf.mgda()), mf.jacobian("trunk.*"), optimizer, metric=True
-        )
+        optimizer, probe = optim.adam(rate), mf.jacobian("trunk.*")
+        step = mf.descend(losses_of, mf.safe(mf.mgda()), probe, optimizer, metric=True)
         state, info = step.init(PARAMS, batch), None
         for _ in range(3):
             state, info = step.update(state, batch)

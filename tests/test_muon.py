@@ -105,7 +105,6 @@ def test_rates_are_those_of_the_real_step(exact, options, walked):
 
 
 def test_matrices_of_one_shape_have_the_rates_of_their_groups(exact):
-    """The second of two equal matrices steps a tenth as far."""
     net = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False)).to(F64)
     with torch.no_grad():
         for leaf in net.parameters():

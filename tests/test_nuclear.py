@@ -66,9 +66,8 @@ def reference(rows: Rows, gramian: Tensor | None = None, carried: Tensor | None 
     """The optimal value by Clarabel."""
     tasks = len(next(iter(rows.values())))
     w = cp.Variable(tasks, nonneg=True)
-    value: Any = sum(
-        cp.normNuc(sum(w[t] * x[t].numpy() for t in range(tasks))) for x in rows.values()
-    )
+    sums = [sum(w[t] * x[t].numpy() for t in range(tasks)) for x in rows.values()]
+    value: Any = sum(map(cp.normNuc, sums))
     if gramian is not None:
         value = value + 0.5 * cp.quad_form(w, cp.psd_wrap(gramian.numpy()))
     if carried is not None:

@@ -69,7 +69,6 @@ def live(rule, probe, resume=()):
 @pytest.mark.parametrize("probe", [mf.losses_only, lambda: mf.jacobian(heads="weighted")])
 @pytest.mark.parametrize("resume", [(), ((20, True), (30, False))])
 def test_famo_equals_the_pure_way(probe, resume):
-    """To rounding over 50 steps, also from a state in mid-way."""
     found, known = live(mf.famo(), probe(), resume), pure(mf.famo(), probe())
     torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
     assert (known[-1] - known[0]).abs().max() > 1e-3  # they move
@@ -116,7 +115,6 @@ def test_a_rule_that_does_not_read_them_does_without():
 
 
 def test_absent_tasks_keep_their_logits():
-    """A task that is absent at one step does not learn from it."""
     found = []
     for told in (1.0, 5.0):  # whatever is told of an absent task
         net, data = perceptron(4, 6, 3), list(batches())
@@ -129,7 +127,6 @@ def test_absent_tasks_keep_their_logits():
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_what_is_told_is_refused_where_it_is_no_number(saved):
-    """Of a task that was there; another dtype is taken."""
     net, data = perceptron(4, 6, 3), list(batches())
     balancer = mf.Balancer(net, mf.famo(), None)
     balancer.backward(losses_of(net, data[0]), present=[True, False, True])

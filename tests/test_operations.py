@@ -252,10 +252,7 @@ def groups(names: Iterable[str], *marks: pytest.MarkDecorator) -> list[Any]:
     for alike in kinds.values():
         found += [tuple(alike[i : i + 24]) for i in range(0, len(alike), 24)]
     return [
-        pytest.param(
-            names, id=names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}", marks=marks
-        )
-        for names in found
+        pytest.param(x, id=x[0] if len(x) == 1 else f"{x[0]}…{x[-1]}", marks=marks) for x in found
     ]
 
 

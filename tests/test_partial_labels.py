@@ -91,7 +91,6 @@ def alone(probe: str, name: str, mask: torch.Tensor) -> tuple[Any, mf.Probe]:
 
 @pytest.mark.parametrize(("probe", "rule"), CASES)
 def test_step_equals_the_step_on_present_tasks_alone(probe, rule):
-    """Two steps from a state that was begun on all tasks."""
     everybody = MASKS[2]
     for name, mask in (("tuple", MASKS[0]), ("vector", MASKS[0]), ("dict", MASKS[1])):
         reduction = "mean" if name == "dict" else "sum"
@@ -272,8 +271,6 @@ def test_state_of_an_absent_task_stands_still():
 
 @pytest.mark.parametrize("name", FORMS)
 def test_all_present_changes_no_bit(name):
-    """A mask of ones costs nothing: not one bit of the answer."""
-
     def losses(params, batch):
         return FORMS[name](params, batch[:2])
 

@@ -222,9 +222,8 @@ def test_weights_are_those_of_the_kernels_traces(trace):
 
 def test_traces_under_vmap_and_grad():
     def weights(params):
-        step = mf.balance(
-            losses, mf.physics.ntk(), mf.physics.kernel_traces(TERMS, mf.losses_only())
-        )
+        traces = mf.physics.kernel_traces(TERMS, mf.losses_only())
+        step = mf.balance(losses, mf.physics.ntk(), traces)
         return step.update(params, BATCH, step.init(params, BATCH))[2].weights
 
     def literal(params):

@@ -199,7 +199,6 @@ def test_db_mtl_and_excess_mtl_forget_units(factor):
 
 
 def test_first_excess_that_is_zero_is_not_divided_by():
-    """The task's measure of 1 is its first excess risk that is not 0."""
     step = mf.balance(lambda p, b: b @ p["x"], mf.excess_mtl(0.5), mf.excess_risk())
     params, rows = {"x": torch.zeros(3, dtype=F64)}, torch.eye(3, dtype=F64)[:2]
     state = step.init(params, rows)

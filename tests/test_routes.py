@@ -232,7 +232,6 @@ def test_classes_of_nodes_are_not_kept():
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_nested_tensors_inside():
-    """Their sizes are not numbers."""
     trunk, heads = nn.Linear(8, 16), nn.ModuleList(nn.Linear(16, 1) for _ in range(3))
     net = nn.ModuleDict({"trunk": trunk, "heads": heads})
     samples = [torch.randn(k, 8) for k in (2, 3)]
@@ -257,7 +256,6 @@ def test_the_fused_norm_of_a_device_is_not_batched():
 
 @pytest.mark.parametrize("mix", [None, mf.subset(2)])
 def test_one_pass_for_separate_losses_gives_what_each_alone_does(mix, monkeypatch):
-    """The route of a device, taken on the CPU."""
     monkeypatch.setattr(plan, "FEW_PARAMETERS", 0)
     net = nn.ModuleDict({"trunk": nn.Linear(4, 6), "heads": nn.Linear(6, 4)}).double()
     params, x = mf.parameters(net), torch.randn(5, 4, dtype=torch.float64)
@@ -319,7 +317,6 @@ def test_weightings_have_one_pass_where_that_pays(make, tasks, combined, togethe
     ],
 )
 def test_layer_products_are_taken_where_they_repay_a_look(width, tasks, count, products):
-    """By the numbers of the rows, not of the parameters alone."""
     layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
     net = nn.Sequential(*layers, nn.Linear(width, tasks))
 
@@ -497,6 +494,4 @@ def test_a_leaf_that_no_loss_reads_changes_no_explanation(combined):
         )
         assert told.passes == wanted.passes
         assert told.layers[:3] == wanted.layers
-        assert [(layer.form, layer.note) for layer in told.layers[3:]] == [
-            ("rows", "no loss reads it")
-        ]
+        assert [(x.form, x.note) for x in told.layers[3:]] == [("rows", "no loss reads it")]

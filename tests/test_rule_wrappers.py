@@ -43,7 +43,6 @@ def sizes(J, losses, by):
 @pytest.mark.parametrize("by", ["norm", "loss", "both"])
 @pytest.mark.parametrize("inner", INNER)
 def test_normalize_is_the_rule_on_normalised_rows(inner, by):
-    """d = s̄ · rule(J/s), on vectors."""
     for family in ("gaussian", "spread"):
         J, losses = jacobian(family, 4), losses_of(4)
         s = sizes(J, losses, by)

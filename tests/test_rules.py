@@ -154,7 +154,6 @@ def test_rule_pure(rule):
 @pytest.mark.parametrize("rule", RULES)
 @every("count", [1, 2, 4])
 def test_rule_weights_sum_by_the_scale_contract(rule, count):
-    """When all tasks have one gradient and one loss."""
     case = RULES[rule]
     if case.shared_sum is None:
         pytest.skip("no promise")
@@ -294,9 +293,7 @@ def test_stateless_counts_arguments():
     assert torch.equal(mf.weights(rule, G), 2 * G[0])
 
 
-@pytest.mark.parametrize(
-    "rule", [name for name in DETERMINISTIC if not name.startswith("gradnorm")]
-)
+@pytest.mark.parametrize("rule", [x for x in DETERMINISTIC if not x.startswith("gradnorm")])
 def test_rule_equivariant_to_rotations_and_padding(rule):
     """Only inner products enter: A(JQ) = A(J)Q, and zero columns change nothing."""
     case, J = RULES[rule], jacobian("gaussian", 4)

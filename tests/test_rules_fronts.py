@@ -309,7 +309,6 @@ def test_nash_mtl_preference_of_zero_leaves_the_bargain_to_the_others():
 
 
 def test_nash_mtl_max_norm():
-    """d is cut to max_norm where it is longer, and never stretched."""
     J = jacobian("gaussian", 4)
     G = J @ J.mT
     for limit in (0.5, 2.0, 3.0):

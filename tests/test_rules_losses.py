@@ -185,7 +185,6 @@ def test_cosmos_and_pbi_equal_autograd(p):
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
-    """At every scale, and not along rounding's direction."""
     p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=dtype)
     for scale in (1e-25, 1.0, 3e7, 1e25):
         losses = (p * scale)[None]

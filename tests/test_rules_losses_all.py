@@ -251,7 +251,6 @@ RAY = lambda preference: mf.pareto_mtl(preference)  # noqa: E731
 
 @pytest.mark.parametrize("make", [mf.mean, mf.nash_mtl, mf.gls, mf.config, mf.db_mtl, RAY])
 def test_bad_preference_is_nan_where_it_cannot_be_seen(make):
-    """Under vmap: one that is negative, NaN or zero."""
     bad = torch.tensor([[1.0, -1.0, 1.0], [torch.nan, 1.0, 1.0], [0.0, 0.0, 0.0]]).to(ONES)
     w = vmap(lambda p: mf.weights(make(preference=p), ONES.diag(), ONES))(torch.stack([*bad, ONES]))
     assert w.isnan().all(1).tolist() == [True, True, True, False]

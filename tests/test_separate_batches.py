@@ -190,7 +190,6 @@ def passes(monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_gramian_is_that_of_single_passes(name, passes):
-    """From one pass where every task reads entries of its own."""
     losses, got = own(EVERY[name], PARAMS, engine="layerwise")
     near(got, loop(EVERY[name], PARAMS), 1e-10, 1e-12)
     assert losses.shape == (T,)

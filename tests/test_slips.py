@@ -180,8 +180,6 @@ def test_an_error_of_a_rule_is_its_own_where_its_state_is_not_to_blame():
 
 
 def test_what_has_the_shape_of_a_part_is_one():
-    """Any pair of functions will do: no class is asked for."""
-
     class Half(nn.Module):
         def init(self, params):
             return ()
@@ -203,10 +201,9 @@ def test_what_has_the_shape_of_a_part_is_one():
     for rule in (Mean(), mf.momentum(Mean()), mf.normalize(Mean(), "loss")):
         assert stepped(rule, probe=mf.losses_only())[2].weights.shape == (3,)
 
-    own, ours = (
-        mf.descend(f, RULE, PROBE, o) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))
-    )
-    ends = [step.update(step.init(PARAMS, BATCH), BATCH)[0].params for step in (own, ours)]
+    pairs = (Losses(), Half()), (vector, mf.sgd(0.5))
+    steps = [mf.descend(f, RULE, PROBE, o) for f, o in pairs]
+    ends = [step.update(step.init(PARAMS, BATCH), BATCH)[0].params for step in steps]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in PARAMS)
 
 

@@ -146,7 +146,6 @@ def test_frank_wolfe_answers_many_tasks(step):
 
 @given(jacobians(least=2, most=2), st.sampled_from([0.1, 0.4, 0.9, 3.0]))
 def test_two_tasks_are_certified(J, c):
-    """Formulas next to the enumeration of faces."""
     G = J @ J.mT
     for problem, pose in (PROBLEMS | {"cagrad": lambda G: solvers.cagrad(G, c)}).items():
         for solve in (solvers.faces(), solvers.auto(), of_weights(two_tasks)):
@@ -245,7 +244,6 @@ def test_a_gramian_of_float32_says_so():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_certificates_of_half_precision_can_lose(dtype):
-    """Right answers are optimal to their rounding; others are not."""
     generator = torch.Generator().manual_seed(0)
     for tasks in (2, 3, 5, 8) * 10:
         J = torch.randn(tasks, tasks + 1, generator=generator)

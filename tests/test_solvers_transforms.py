@@ -154,7 +154,6 @@ def test_first_and_second_derivatives_in_every_way(solver, problem, count):
 
 @pytest.mark.parametrize("solver", ["faces", "cvx", "active_set"])
 def test_cagrad_derivative_in_its_radius(solver):
-    """c may be a tensor: batched, and differentiated."""
     (J,) = complementary("cagrad", 3, 1)
     G = J @ J.mT
 

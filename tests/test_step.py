@@ -84,8 +84,6 @@ def test_weights_that_require_grad_by_themselves_are_differentiated(probe):
 )
 @every("form")
 def test_grad_of_a_training_run_through_losses_fn(name, form):
-    """The hyper-parameter weighs one loss, and enters nowhere else."""
-
     def end(scale):
         def losses(params, batch):
             out = FORMS[form](params, batch)

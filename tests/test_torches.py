@@ -198,7 +198,6 @@ def test_a_mask_is_read_inside_a_level():
 
 @pytest.mark.parametrize("part", ["read", "rule"])
 def test_a_name_that_nodes_lack_in_the_middle_of_a_run(part, monkeypatch):
-    """Of a known torch too: rows for what it was of, and one warning."""
     net, name = network(), "AddmmBackward0" if part == "read" else "NativeGroupNormBackward0"
     params, known = mf.parameters(net), nodes.NODES[name]
 

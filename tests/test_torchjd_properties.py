@@ -73,7 +73,6 @@ LINEAR = {"mean": mf.mean, "upgrad": mf.upgrad}
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", CALM)
 def test_non_conflicting(rule, dtype):
-    """The rates that are not negative have the length of all rates."""
     wrong = []
     for name, J in matrices(dtype):
         rates = J @ mf.aggregate(CALM[rule](), J)

@@ -91,9 +91,7 @@ def test_a_hook_of_another_thread_is_seen(monkeypatch):
         net = Trunk()
         balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("*", engine="layerwise"))
         hidden = net.first(X)
-        hidden.grad_fn.register_hook(
-            lambda inputs, outputs: tuple(x if x is None else 3 * x for x in inputs)
-        )
+        hidden.grad_fn.register_hook(lambda xs, _: tuple(x if x is None else 3 * x for x in xs))
         losses = tuple(net.last(hidden.tanh()).square().mean(0))
 
         def backward(balancer=balancer, losses=losses):
@@ -238,9 +236,8 @@ def test_every_node_that_is_named_is_in_the_one_table():
     named, parts = set[str](), {x.split("Backward")[0] for x in made}
     for path in (ROOT / "mtlfunc" / "gradients").rglob("*.py"):
         if path.name != "nodes.py":
-            texts = [
-                x.value for x in ast.walk(ast.parse(path.read_text())) if type(x) is ast.Constant
-            ]
+            tree = ast.parse(path.read_text())
+            texts = [x.value for x in ast.walk(tree) if type(x) is ast.Constant]
             named |= {y for x in texts if type(x) is str for y in re.findall(r"\w+Backward\d", x)}
             named |= {x for x in texts if x in parts}
     assert "StackBackward0" in named

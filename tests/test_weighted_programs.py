@@ -58,9 +58,7 @@ def terms(program, params, x):
 
 FORMS = {
     "whole": lambda program, params, x: program.samples(params, x),
-    "one by one": lambda program, params, x: torch.stack(
-        [program.samples(params, row[None])[0] for row in x]
-    ),
+    "one by one": lambda f, params, x: torch.stack([f.samples(params, row[None])[0] for row in x]),
     "parts": parts,
     "terms": terms,
 }

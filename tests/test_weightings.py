@@ -275,7 +275,6 @@ def test_derivatives_where_leaves_require_grad():
 
 @pytest.mark.parametrize("name", ["dense", "gpt", "gpt, tied", "convolutions", "rolled"])
 def test_vmapped_equals_its_loop(name, passes):
-    """Over networks and weightings, nested, too."""
     _, params, losses, batch = make(name, 3)
     many = {leaf: torch.stack([x, 1.5 * x, x + 0.1]) for leaf, x in params.items()}
     matrices = torch.randn(2, *batch["A"].shape, dtype=torch.float64)
@@ -308,7 +307,6 @@ def test_compiled_equals_eager():
 
 @pytest.mark.parametrize("name", CASES)
 def test_live_equals_pure(name, passes):
-    """Three steps of a stock loop, whose samples change in number."""
     net, _, losses, batch = make(name, 6)
     rule = mf.upgrad()
     balancer = mf.Balancer(net, rule, mf.jacobian(engine="layerwise"))
@@ -430,7 +428,6 @@ def test_refusals_of_a_balancer():
 
 
 def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
-    """The graph says it, and no pass is tried."""
     split, real = [], engine.split
     monkeypatch.setattr(engine, "split", lambda *a, **k: split.append(0) or real(*a, **k))
     torch.manual_seed(0)

@@ -174,7 +174,6 @@ def test_gramian_and_combination_are_as_good_as_a_loop(dtype, tasks, device_path
 
 
 def test_without_a_device_it_is_the_same():
-    """The product of a CPU, which multiplies in float32."""
     net, x, matrix = problem(torch.bfloat16, 5)
     exact = exact_rows(net, x, matrix)
     found = balanced(net, x, matrix)().gramian.double()

@@ -147,9 +147,7 @@ def score(values: list[float]) -> float:
 
 
 def make(folder: Path, factor: float = 1) -> None:
-    """60 molecules of carbon and hydrogen at random places, with random properties, times a factor
-    in the file.
-    """
+    """60 molecules of C and H at random places; random properties, times a factor in the file."""
     draw = torch.Generator().manual_seed(0)
     properties = (factor * (torch.randn(60, len(NAMES), generator=draw) + 3)).tolist()
     places = [torch.randn(3 + i % 7, 3, generator=draw) for i in range(60)]

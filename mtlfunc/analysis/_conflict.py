@@ -27,8 +27,7 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
     of two is then in no sum (at 95 % `rare` is 0.14 for 32 samples, 0.037 for 128). A verdict
     assumes that such samples do not turn it, however long their gradients are.
 
-    This is for one batch. Who looks at every step and stops at the first conflict takes
-    `running_conflict`.
+    For one batch; who looks at every step and stops at a conflict takes `running_conflict`.
 
     Args:
         gramian: `[B·T, B·T]` of `mtlfunc.sample_gramian`, over the flattened losses [sample, task].
@@ -41,8 +40,7 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
         `needed`, about how many samples would make the interval exclude 0 if U were true (from one
         batch an order of magnitude); `verdict`, int8: -1 for a conflict, 1 for agreement, 0 for
         open or withheld; `effective`, by how many samples the noise is made up; and `rare`, 0-d. On
-        the diagonal is the squared length ‖E g_t‖², where 1 means that the gradient stands out of
-        the noise.
+        the diagonal is the squared length ‖E g_t‖², where 1 says that it stands out of the noise.
 
     Raises:
         ValueError: unless T divides the Gramian's rows with at least three samples, for a Gramian
@@ -50,8 +48,7 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
 
     Source:
         U-statistics: Hoeffding 1948; the variance: Arvesen 1969. The quantile is Cornish and
-        Fisher's expansion to order 1/B³; at 95 % it is 3 % short of exact for three
-        samples, 0.01 % for nine.
+        Fisher's expansion to order 1/B³; at 95 % it is 3 % short for three samples, .02 % for nine.
 
     Examples:
         >>> import torch

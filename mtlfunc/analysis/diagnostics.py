@@ -114,7 +114,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
 
     Returns:
         the shortest combination's weights `[task]`, which sum to 1, its length and a lower bound,
-        which enclose the distance of 0 from the hull, the noise level and the verdict.
+        which enclose the distance of 0 from the hull to rounding, the noise level and the verdict.
 
     Raises:
         ValueError: for anything but a Gramian.
@@ -130,7 +130,8 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     length = root(square)
     noise = noise_level(len(w), gramian.dtype) ** 0.5 * (root(gramian.diagonal()) @ w)
     least = (square - solution.gap) / length.where(length > 0, 1.0)
-    lower = poison(torch.where(length > noise, least, 0.0).clamp_min(0), gramian)
+    lower = torch.where(length > noise, torch.minimum(least, length), 0.0).clamp_min(0)
+    lower = poison(lower, gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
 
 
@@ -139,8 +140,7 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
 
     One jvp and one forward, whatever the optimizer. After a plain step of length η along d = Jᵀw
     the prediction is -η(G w)_t, -η times `Info.rates`; with momentum, Adam or clipping it is not,
-    which is why it is taken from the points themselves. The difference of the two is the
-    curvature's share.
+    so it is taken from the points. The difference of the two is the curvature's share.
 
     Args:
         losses_fn: from parameters and batch to losses `[task]`, as in `mtlfunc.task_gramian`.
@@ -209,6 +209,8 @@ def delta_m(
             "metrics, baselines and higher_is_better must have the same names, got "
             f"{sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
         )
+    if odd := [x for x in higher_is_better.values() if not isinstance(x, bool | np.bool_)]:
+        raise ValueError(f"higher_is_better: expected True or False, got {odd[0]!r}")
     if zero := [name for name in baselines if baselines[name] == 0]:
         raise ValueError(f"baselines: {zero[0]!r} is 0, so a relative change is undefined")
     change = {name: (x - baselines[name]) / abs(baselines[name]) for name, x in metrics.items()}

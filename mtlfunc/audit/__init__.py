@@ -1,6 +1,4 @@
-"""What a balancing rule does and what it breaks: a table of properties, each failure with its
-smallest counterexample.
-"""
+"""What a rule does and what it breaks: properties, a failure with its smallest counterexample."""
 
 from .instances import Case as Case
 from .report import Report as Report

@@ -4,8 +4,7 @@ Answers are compared as directions d = Jᵀw, because weights are not unique if 
 dependent. The unit is Σ|w_t|‖g_t‖, the norm that d has without cancellation: rounding in d is a
 multiple of it, whatever the norm of d itself (`size`). A rule with state is tested over several
 updates on the same gradients, a rule that draws random numbers with key 0 throughout.
-Transformations of an integer Jacobian are exact in floating point, so only the rule can make a
-difference.
+Transformations of an integer Jacobian are exact, so only the rule can make a difference.
 """
 
 from __future__ import annotations

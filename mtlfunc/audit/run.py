@@ -50,8 +50,7 @@ def audit(
             compared. A rule with an iterative solver inside may need more.
         extra: `(jacobian, losses) -> dict`, for rules that read `geometry.extra`.
         name: of the rule in the table; None is its function's.
-        key: draws two numbers of tasks, one up to 12 and one beyond, next to T = 1 to 8 and 128;
-            another key tests others.
+        key: draws two more numbers of tasks, up to 12 and beyond, next to T = 1 to 8 and 128.
 
     Returns:
         a `Report`. Print it, show it in a notebook, or take `.records()`; `report["non-conflict"]`

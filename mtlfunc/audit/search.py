@@ -183,8 +183,7 @@ def confirmed(
 def smaller(harness: Harness, check: Check, found: Tested) -> Tested:
     """The first integer Jacobian with fewer tasks that fails, of more than were tested so far.
 
-    For a case that was drawn, the first with up to three tasks if it has at most four. Without
-    such a Jacobian `found`.
+    For a drawn case, the first with up to three tasks if it has at most four. `found` for none.
     """
     drawn, tasks = bool(found.group.family[found.first] > 0), len(found.case.jacobian)
     for count in check.tasks:

@@ -1,7 +1,6 @@
 """Kernels and loops as operators of torch: one call for a whole `vmap`, nested ones included.
 
-An operator lies below autograd and takes detached tensors only, so that no transform can take a
-wrong derivative from it.
+An operator lies below autograd and takes detached tensors: no transform can derive it wrongly.
 """
 
 from collections.abc import Callable, Iterable, Sequence

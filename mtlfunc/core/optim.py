@@ -34,8 +34,7 @@ class AdamState(NamedTuple):
 def sgd(lr: Scalar, momentum: Scalar | None = None) -> Optimizer:
     """Gradient descent, with heavy-ball momentum if wanted: x ← x - lr·v.
 
-    Without momentum v is the gradient, without a state; with it v ← momentum·v + gradient,
-    undamped.
+    Without momentum v is the gradient, and no state; with it v ← momentum·v + gradient.
 
     Args:
         lr: the learning rate, > 0.

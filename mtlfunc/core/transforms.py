@@ -1,8 +1,7 @@
 """What surrounds a call: transforms of `torch.func`, gradients that are recorded, the compiler.
 
 Reading a tensor's value is a host synchronisation on a GPU, is impossible under a transform and
-breaks a compiled graph. So values are examined only where `values_readable` allows it; shapes and
-dtypes always.
+breaks a compiled graph. So values are examined only where `values_readable` allows it.
 """
 
 import math

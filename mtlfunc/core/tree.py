@@ -24,8 +24,7 @@ def parameters(module: nn.Module) -> Params:
 
     Frozen parameters (`requires_grad=False`) are left to the module, which is where
     `functional_call` finds them. Passing `dict(module.named_parameters())` instead would keep the
-    graph of every step alive; so would leaving out a parameter that still requires grad in the
-    module: freeze it there.
+    graph of every step alive; so would leaving out one that requires grad in the module: freeze it.
 
     Args:
         module: any; tied parameters count once.
@@ -95,8 +94,7 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
 def stack(modules: Sequence[nn.Module]) -> Params:
     """Parameters of several modules of one architecture, stacked for `vmap`.
 
-    Frozen parameters and buffers are not among them: they stay those of the one module that
-    `losses_fn` calls.
+    Frozen parameters and buffers are not among them: they stay those of the module called.
 
     Args:
         modules: at least one; all with the same names and shapes of parameters.
@@ -249,8 +247,7 @@ def inner_products(
 ) -> Float[Tensor, "row other"]:
     """left @ rightᵀ, summed in blocks; that of half precision is float32.
 
-    One long sum in float32 loses digits in proportion to its length: 1e-3 for 2 million equal
-    signs.
+    One long sum in float32 loses digits in proportion to its length: 1e-3 of 2 million terms.
     """
     if left.dtype in HALF and not accumulates_wide(left, right):
         same, left = right is left, left.float()

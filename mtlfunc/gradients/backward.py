@@ -36,8 +36,7 @@ class Target(NamedTuple):
 class Backward:
     """The graph of one forward, open for backward passes.
 
-    They are recorded only where something outside differentiates, or where an unrecorded one is
-    wrong.
+    Recorded only where something outside differentiates, or where an unrecorded one is wrong.
     """
 
     forward: InitVar[Forward]  # of which it keeps places, and no loss
@@ -163,13 +162,11 @@ def stacked(
 
 
 def release(forwards: Sequence[Forward]) -> None:
-    """Free the graphs of these losses, if all may be freed, as their last pass without
-    `retain_graph` would.
+    """Free the graphs of these losses, if all may be, as a pass without `retain_graph`.
 
     The nodes are visited with undefined gradients, for which they compute nothing, and once, since
     forwards may have some in common. A backward of somebody's own would be run on zeros, and a
-    checkpointed part of the forward pass once more: such a graph stays until the losses are
-    dropped.
+    checkpointed part of the forward pass once more: such a graph stays.
     """
     if False in [x.frees for x in forwards]:  # they may have parts in common
         return

@@ -81,8 +81,7 @@ def sample_gramian(
 
     Returns:
         the losses on `batch` as they came and the Gramian `[n, n]` over the flattened losses.
-        `diagnostics.sample_noise` reads noise and conflict off it, and `sample_norms` has its
-        diagonal for less.
+        `diagnostics.sample_noise` reads noise off it; `sample_norms` has its diagonal for less.
 
     Raises:
         TypeError: as in `task_jacobian`.
@@ -108,8 +107,7 @@ def sample_norms(
     """Losses and the lengths ‖g‖ of per-sample gradients: the roots of `sample_gramian`'s diagonal.
 
     From the same passes, but each sample's own inputs and deltas alone enter: cost and memory grow
-    with the number of samples, not with its square. Rows of leaves that another operation reads are
-    made a few at a time.
+    with the number of samples, not with its square. Rows of other leaves are made a few at a time.
 
     Args:
         losses_fn: as in `sample_gramian`.
@@ -121,8 +119,7 @@ def sample_norms(
 
     Returns:
         the losses as they came, `[sample]` or `[sample, task]`, and the lengths in their shape, for
-        `diagnostics.noise_scale`, clipping or the choice of samples. The derivative of a length 0
-        is 0.
+        `diagnostics.noise_scale`, clipping or a choice of samples. A length 0 has the derivative 0.
 
     Raises:
         ValueError: as in `sample_gramian`, and its other errors.

@@ -446,8 +446,7 @@ def task_jacobian(
         TypeError: for losses or parameters that are not floating tensors.
         ValueError: if `shared` matches nothing; for losses of another shape, or that do not depend
             on the parameters.
-        RuntimeError: under autocast (open it inside `losses`), and for a function that torch.func
-            does not take.
+        RuntimeError: under autocast (open it inside `losses`), and what torch.func does not take.
 
     Examples:
         >>> import mtlfunc as mf

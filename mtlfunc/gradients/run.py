@@ -292,9 +292,7 @@ class Strangers:
 
 
 class _Guard(SafeOps, Handles):
-    """`SafeOps` where it is needed, or `always`; and whether hooks can have been put on derivatives
-    of these leaves.
-    """
+    """`SafeOps` where it is needed, or `always`; and whether hooks can be on their derivatives."""
 
     def __init__(self, leaves: Params, always: bool) -> None:
         super().__init__()

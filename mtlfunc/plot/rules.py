@@ -52,9 +52,8 @@ def portrait(
     """What a rule does with two tasks, over the angle and the ratio of lengths of their gradients.
 
     All Gramians go through the rule in one `vmap`; a rule that cannot be vmapped is called on one
-    after the other, with a progress bar. Every quantity is free of the gradients' common scale; the
-    pictures are the whole rule if it is positively homogeneous. g₀ is the mean gradient. Hatched
-    where a loss rises.
+    after the other, with a progress bar. Quantities are free of the gradients' common scale: the
+    whole rule if it is positively homogeneous. g₀ is the mean gradient. Hatched: a loss rises.
 
     Args:
         rule: any rule, or a function as `mtlfunc.stateless` takes.
@@ -66,8 +65,7 @@ def portrait(
         cells: number of angles (between 0° and 180°) and of ratios, >= 2.
         losses: `[2]`, for rules that read them; None is ones.
         key: seed of random rules, the same at every point.
-        steps: how often the rule is updated on the same Gramian before its weights are read, >= 1:
-            rules with state settle.
+        steps: updates on one Gramian before its weights are read, >= 1: rules with state settle.
         **kwargs: of `Axes.pcolormesh`.
 
     Returns:

@@ -19,8 +19,7 @@ def weights(
 ) -> Axes:  # fmt: skip
     """Weights over time, one line a task; over seeds, their mean and a band of quantiles.
 
-    The mean may leave the band where a few seeds are far out. A single step is a point each, with
-    its band as a bar.
+    The mean may leave the band where a few seeds are far out. A single step is points with bars.
 
     Args:
         record: `[step, task]` or `[seed, step, task]`, or stacked `Info`s, whose weights

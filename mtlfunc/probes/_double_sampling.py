@@ -38,8 +38,7 @@ def double_sampling(
         a probe whose Gramian `[task, task]` is **not symmetric** and whose diagonal may be
         negative: for `mtlfunc.modo` and `mtlfunc.sdmgrad`. It measures "cross_gramian", so
         `mtlfunc.balance` refuses rules that read "gramian", JJᵀ. `geometry.extra["second_losses"]`
-        are the second batch's. Losses are those of the batches combined; aux is a tuple, one for
-        each batch.
+        are the second batch's. Losses are those of the batches combined; aux is a tuple by batch.
 
     Raises:
         ValueError: for what `mtlfunc.jacobian` refuses.

@@ -32,8 +32,7 @@ def excess_risk(
         ValueError: for what `mtlfunc.jacobian` refuses.
 
     Source:
-        He et al. 2024, eqs. 6–7. The official code, LibMTL and TorchJD add 1e-7 under the root;
-        here 0/√0 is 0.
+        He et al. 2024, eqs. 6–7. Official code, LibMTL and TorchJD add 1e-7 under the root.
 
     Examples:
         >>> import mtlfunc as mf

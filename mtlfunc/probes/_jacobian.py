@@ -45,8 +45,7 @@ def jacobian(
         mix: `(key, T) -> (C [row, task], preference [row])`: rows are gradients of C @ losses, so
             that len(C) backward passes are paid, not T; the preference makes the rows average to
             the mean gradient. See `subset`.
-        mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before they are measured
-            and combined.
+        mask: `(key, rows) -> rows` edits the rows coordinate by coordinate before all else.
         present: `batch -> Bool[task]`, the tasks that have labels in this batch, `lambda batch:
             batch[2].any(0)`. The step is then that on these tasks alone (heads included;
             `reduction="sum"` sums over them), and zero if there are none.

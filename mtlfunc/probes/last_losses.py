@@ -134,9 +134,7 @@ def _no_step(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _remember(
     run: Run, measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
 ) -> tuple[TaskGradients, State]:
-    """With the last batch's losses, before its step and `now`, in the geometry; and the state with
-    this batch's.
-    """
+    """With the last batch's losses, before its step and `now`; and the state with this batch's."""
     geometry, now = measured.geometry, run.union.total(now, state.share)
     if geometry.losses.shape != now.shape:
         raise ValueError(ONE_BATCH)

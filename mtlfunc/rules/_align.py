@@ -33,8 +33,7 @@ def align(
             good; it gets weight 0. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp, without a
             loss of its own.
         preference: with `target="mean"` p `[task]` >= 0, scaled to sum 1: what the tasks count in
-            the target, not their weights in the step. None is the geometry's, 1/T unless tasks
-            were mixed.
+            the target, not their weights in the step. None is the geometry's, mostly 1/T.
 
     Returns:
         weights >= 0 that sum to 1, those after the step; they begin at 1/T. Absent tasks have

@@ -12,8 +12,7 @@ from .losswise import unit_and_length
 
 @constructor
 def cosmos(penalty: Scalar, *, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray through the
-    preference.
+    """The gradient of p·L - λ cos(p, L), which pulls the losses towards the ray of p.
 
     Args:
         penalty: λ >= 0, in the unit of the losses; 0 is the weighted sum.

@@ -32,8 +32,7 @@ def dwa(
     Args:
         epoch: steps in one epoch, >= 1.
         temperature: τ > 0; the larger, the more equal the weights.
-        preference: p `[task]` >= 0, scaled to sum 1: w ∝ p∘exp(r/τ). None is the geometry's, 1/T
-            unless tasks were mixed.
+        preference: p `[task]` >= 0, scaled to sum 1: w ∝ p∘exp(r/τ). None is the geometry's.
 
     Returns:
         weights > 0 that sum to **1** (p during the first two epochs), where the paper's sum to T:

@@ -45,9 +45,8 @@ def epo(
         solver: of `mtlfunc.solvers`, for `dual_cone`; None is `auto()`, exact.
 
     Returns:
-        weights α >= 0 that sum to 1; r where the programme has no solution. Needs a
-        step that is small near the ray, since α does not shrink there: the official toy multiplies
-        it by max(μ, .1).
+        weights α >= 0 that sum to 1; r where the programme has no solution. Needs a step that is
+        small near the ray, where α does not shrink: the official toy multiplies by max(μ, .1).
 
     Raises:
         ValueError: for a bad inverse_ray or a negative tolerance; and for losses below 0, where

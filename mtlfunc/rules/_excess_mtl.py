@@ -27,8 +27,7 @@ def excess_mtl(lr: Scalar = 0.01) -> Rule:
             differ by the factor exp(nηδ).
 
     Returns:
-        weights > 0 that sum to 1, those after the step; at the first step they are 1/T (less for a
-        task without a gradient).
+        weights > 0 that sum to 1, those after the step; at first 1/T (less without a gradient).
 
     Raises:
         ValueError: for lr <= 0.

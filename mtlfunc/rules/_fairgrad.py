@@ -31,9 +31,8 @@ def fairgrad(
 
     Returns:
         weights w > 0, in units of ‖g‖^(-2α/(1+α)); ‖Jᵀw‖² = Σ w^(1-1/α). Common descent: every rate
-        is w_t^(-1/α) > 0. With "sum" d scales with the gradients. At Pareto-stationary points,
-        where no w exists, and for zero gradients the answer is as in `nash_mtl`. Derivatives are
-        exact up to order 2.
+        is w_t^(-1/α) > 0. With "sum" d scales with the gradients. At Pareto-stationary points, and
+        for zero gradients it is as in `nash_mtl`. Derivatives are exact up to order 2.
 
     Raises:
         ValueError: for alpha <= 0, a bad preference or rescale; at a step, for an alpha below 1/3

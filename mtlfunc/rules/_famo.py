@@ -61,8 +61,7 @@ def famo(
     Source:
         Liu et al. 2023, Algorithm 2. The official code, TorchJD and LibMTL update ξ at the end of
         the step rather than the start of the next, which is the same. Decay is 1e-3 in TorchJD and
-        LibMTL, .01 by default in the official class, which also clips the shared gradient at norm
-        1.
+        LibMTL, .01 in the official class, which also clips at norm 1.
 
     Examples:
         >>> import mtlfunc as mf

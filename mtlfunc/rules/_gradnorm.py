@@ -54,8 +54,7 @@ def gradnorm(
             smaller than one absolute step.
         normalize_targets: targets Ḡ r_i^α / mean(r^α). Without it the targets sum to T·Ḡ only for α
             of 0 or 1 or equal rates, and L_grad has no zero.
-        reference: losses `[task]` > 0 instead of L_i(0), for instance log K for K-class
-            cross-entropy.
+        reference: losses `[task]` > 0 instead of L_i(0), as log K for cross-entropy.
 
     Returns:
         weights > 0 that sum to **1**, those of before this step's update; the paper's, which sum to
@@ -63,13 +62,11 @@ def gradnorm(
 
     Raises:
         ValueError: for alpha < 0, lr <= 0, floor outside (0, 1), initial or reference losses that
-            are not positive; and for later losses below 0, where they can be seen (elsewhere the
-            weights become NaN).
+            are not positive; and for later losses below 0, where they can be seen (elsewhere: NaN).
 
     Source:
         Chen et al. 2018, eqs. 1–2 and Algorithm 1. Ports overwrite L(0) at every batch, measure the
-        first layer, flip the sign of α, make a new Adam at each step or let the model's weight
-        decay act on w.
+        first layer, flip the sign of α, make a new Adam at each step or let weight decay act on w.
 
     Examples:
         >>> import mtlfunc as mf

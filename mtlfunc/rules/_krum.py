@@ -16,8 +16,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
 
     Args:
         byzantine: f >= 0, how many rows may be anything; the paper's guarantee needs 2f + 2 < T.
-        select: how many rows are averaged (1 is Krum, more is Multi-Krum); all of them where there
-            are fewer.
+        select: how many rows are averaged (1 is Krum, more is Multi-Krum); at most all.
 
     Returns:
         weights >= 0 that sum to 1: 1/select for those selected, 0 for the others. Rows that tie for

@@ -29,8 +29,7 @@ def least_distance(
 
     Returns:
         multipliers μ >= 0 `[row]` of x = Σ μ_j n_j, and whether there is such an x; μ = 0 where
-        there is none. A Gramian does not show contradictions that are smaller than √ε of the
-        largest h_j/‖n_j‖.
+        there is none. A Gramian hides contradictions below √ε of the largest h_j/‖n_j‖.
 
     Source:
         Lawson & Hanson 1974, ch. 23, sec. 4.

@@ -28,8 +28,7 @@ def moco(lr: Scalar = 0.1, rho: Scalar = 0.1, decay: Scalar = 0.0) -> Rule:
 
     Returns:
         weights >= 0 that sum to 1, those after the step; the direction is Yᵀλ. The probe is
-        `mtlfunc.moving_average(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken
-        for YYᵀ.
+        `mtlfunc.moving_average(...)`; a Gramian given to `mtlfunc.weights` is taken for YYᵀ.
 
     Raises:
         ValueError: for lr <= 0, rho < 0 or decay < 0.

@@ -29,8 +29,7 @@ def modo(lr: Scalar = 0.1, rho: Scalar = 0.1) -> Rule:
 
     Returns:
         weights >= 0 that sum to 1, those after the step. The probe is
-        `mtlfunc.double_sampling(...)`; a Gramian given by hand, as in `mtlfunc.weights`, is taken
-        for J₁J₂ᵀ.
+        `mtlfunc.double_sampling(...)`; one given to `mtlfunc.weights` is taken for J₁J₂ᵀ.
 
     Raises:
         ValueError: for lr <= 0 or rho < 0.

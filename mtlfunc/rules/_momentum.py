@@ -36,8 +36,7 @@ def momentum(rule: Rule, decay: Scalar = 0.9) -> Rule:
         TypeError: for a rule that is none.
 
     Source:
-        CR-MOGM, Zhou et al. 2022. TorchJD's `CRMOGMWeighting` also starts with λ̂_1, unless it is
-        given another start.
+        CR-MOGM, Zhou et al. 2022. TorchJD's `CRMOGMWeighting` also starts with λ̂_1 by default.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -48,8 +48,7 @@ def pareto_mtl(
         the sum differs from 1 while a constraint is violated. In the region it is `mgda`.
 
     Raises:
-        ValueError: for a bad ray, vectors that are negative, zero or of another length, or
-            search < 0.
+        ValueError: for a bad ray, negative or zero vectors or of another length, search < 0.
 
     Source:
         Lin et al. 2019; violated means > 0, as in the official code. Of that the toy takes unit

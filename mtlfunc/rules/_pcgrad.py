@@ -39,8 +39,7 @@ def pcgrad(
         restore an earlier conflict, and the answer depends on the order.
 
     Raises:
-        ValueError: for orders of another shape, or whose rows are not permutations, or a bad
-            preference.
+        ValueError: for orders of another shape, or without permutations, or a bad preference.
 
     Source:
         Yu et al. 2020, Algorithm 1. The official TensorFlow code discards the shuffle, so its order

@@ -33,8 +33,7 @@ def safe(rule: Rule, margin: Scalar = 0.0) -> Rule:
             own gradient at its preference p_t.
 
     Returns:
-        weights, at least the rule's. They are not convex, and large where the gradients nearly
-        cancel each other.
+        weights, at least the rule's. They are not convex, and large where gradients nearly cancel.
 
     Raises:
         TypeError: for a rule that is none.

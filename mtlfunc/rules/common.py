@@ -87,9 +87,8 @@ def fill_absent(gramian: Tensor, present: Tensor) -> tuple[Tensor, Callable[[Ten
     """The Gramian with copies of the first present row instead of absent ones, and `restore`.
 
     For rules whose direction stays the same when a gradient without a share in the mean is listed
-    twice: min-norm points, CAGrad, dual cones. `restore` turns the weights of the copies into
-    those of the rows: a copy's weight goes to its original, absent rows get 0, all of them where
-    none is present.
+    twice: min-norm points, CAGrad, dual cones. `restore` turns the weights of the copies into those
+    of the rows: a copy's goes to its original, absent rows get 0.
     """
     if all_present(present):
         return gramian, lambda weights: weights

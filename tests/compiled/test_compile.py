@@ -63,7 +63,6 @@ STEPS = {  # losses, rule, probe, batch
 @HOW
 @pytest.mark.parametrize("name", few(STEPS, lambda name: name in ("mgda-ub", "present, tracked")))
 def test_vmapped_step_traces_as_one_graph(name, how):
-    """Two steps by one compilation."""
     losses, rule, probe, batch = STEPS[name]()
     step = mf.descend(losses, rule, probe, mf.adam(0.02))
     everyone = (*batch[:2], MASKS[2]) if "present" in name else batch
@@ -78,7 +77,6 @@ def test_vmapped_step_traces_as_one_graph(name, how):
 
 @pytest.mark.parametrize("width", few([3, 100], lambda width: width == 3))
 def test_rows_in_half_precision_are_one_graph(width):
-    """Their products are float32, of few entries and of many."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 2 * width)).bfloat16()
     x = torch.randn(8, 4, dtype=torch.bfloat16)
@@ -132,9 +130,7 @@ ITERATE = ("cvx", "frank", "projected", "1+")
 ALONE = [name for name in RULES if not any(words in name for words in ITERATE)]
 MANY = [name for name in ALONE if "-" not in name and name not in ("conicgrad", "fairgrad")]
 CASES = [(MANY, CAPTURED)]
-CASES += [
-    ([x], how) for x in ALONE for how in (CAPTURED, TRACED) if how is CAPTURED or "-" not in x
-]
+CASES += [([x], by) for x in ALONE for by in (CAPTURED, TRACED) if by is CAPTURED or "-" not in x]
 
 
 def said(case):

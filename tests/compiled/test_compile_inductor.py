@@ -101,9 +101,7 @@ def expect_same_weights(rules, tasks, batch=None):
 
 
 # code of thirty unrolled iterations takes minutes to compile; cvx refuses
-COMPILED = [
-    rule for rule in RULES if not any(words in rule for words in ("cvx", "frank", "projected"))
-]
+COMPILED = [rule for rule in RULES if not any(x in rule for x in ("cvx", "frank", "projected"))]
 RULE_CASES = [
     f"{rule}, {tasks}, {how}"
     for how in ("alone", "vmap")
@@ -114,7 +112,6 @@ FEW_RULES = ("mgda, 2, alone", "gradnorm, 2, vmap", "famo-full-batch, 2, alone")
 
 
 def test_every_rule_is_compiled():
-    """Each function of `mf.rules` that makes one; these two take one."""
     names = {re.split("[-+]", rule)[0] for rule in COMPILED}
     assert {*mf.rules.__all__} - {"aggregate", "weights"} <= names
 
@@ -132,7 +129,6 @@ def test_random_orders_are_the_same_in_generated_code_under_vmap(tasks):
 
 @pytest.mark.parametrize("tasks", few([1, 2, 3, 5], lambda tasks: tasks == 2))
 def test_a_step_of_gradient_surgery_compiles(tasks):
-    """The losses of the report: `pcgrad` of two tasks."""
     x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(4, 3)
 
     def losses(params, x):

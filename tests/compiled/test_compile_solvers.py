@@ -75,7 +75,6 @@ def test_compiled_auto_equals_eager(problem, ways):
 
 
 def test_compiled_auto_on_many_tasks_equals_eager():
-    """The active set again: one problem shows that it gets there."""
     compiled_equals_eager(min_norm, auto(), 5, ("vmap",))
 
 

@@ -89,7 +89,6 @@ def test_a_job_that_kills_its_workers_is_named_after_all_others(two, monkeypatch
 
 
 def test_workers_may_come_late_and_have_threads():
-    """The numbers are those of one process."""
     with started(0, threads=3) as late:
         threading.Timer(1.0, late.scale, [1]).start()
         assert run(late.scheduler_address, seeded) == {job[0]: seeded(job) for job in JOBS}
@@ -122,7 +121,6 @@ def test_what_goes_wrong_is_said_and_what_came_is_kept(two, monkeypatch):
 
 
 def test_reproductions_find_what_one_process_finds(two, tmp_path, capsys):
-    """And workers that hand their memory back are named."""
     call = ["--quick", "--only", "mgda.counterexample", "--out"]
     (tmp_path / "s.json").write_text(json.dumps({"address": two}))
     for out, where in (("1", "1"), ("t", str(tmp_path / "s.json"))):

@@ -92,7 +92,6 @@ WRAPPED: dict[str, tuple[Callable[[nn.Module], nn.Module], str]] = {
 @pytest.mark.parametrize("kind", WRAPPED)
 @pytest.mark.filterwarnings("ignore:FSDP")
 def test_modules_in_parts_are_refused_by_name_with_the_cure(kind):
-    """At every entry point that takes a module, or calls one."""
     world = torch.distributed.group.WORLD
     wrap, words = WRAPPED[kind]
     wrapped: Any = wrap(TrunkAndHeads(0))
@@ -121,7 +120,6 @@ def test_modules_in_parts_are_refused_by_name_with_the_cure(kind):
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("placement", [Shard(0), Replicate(), Partial()])
 def test_parameters_in_parts_are_refused(placement):
-    """DTensors of any placement, with a group and without one."""
     mesh = init_device_mesh("cpu", (1,))
     params = {name: DTensor.from_local(x, mesh, [placement]) for name, x in PARAMS.items()}
     words = r"\['trunk\.0\.weight'\] is a DTensor .* by DistributedDataParallel and group="
@@ -203,9 +201,7 @@ def launch(check: str | Checks, size: int, folder: Path) -> list[tuple[int | Non
     context.set_forkserver_preload(
         ["torch._dynamo", "tests.support.ranks_unlike", "tests.support.ranks_preload"]
     )
-    processes = [
-        context.Process(target=begin, args=(check, rank, size, folder)) for rank in range(size)
-    ]
+    processes = [context.Process(target=begin, args=(check, k, size, folder)) for k in range(size)]
     for process in processes:
         process.start()
     try:

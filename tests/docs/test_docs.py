@@ -217,7 +217,6 @@ def test_environment_agrees_with_pyproject():
 
 
 def test_the_tested_torches_are_those_of_the_table_and_the_jobs():
-    """And the package itself says which are the first and the last."""
     torches = [item for item in PROJECT["dependencies"] if item.startswith("torch")]
     assert torches == ["torch>=2.6"]
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]

@@ -41,7 +41,6 @@ def test_a_command_is_taken_and_its_picture_is_there_if_it_is_shown(name):
 
 
 def test_thin_lines_and_areas_keep_their_colours():
-    """Vermillion on a landscape of thousands of shades, as an arrow."""
     across = Image.linear_gradient("L").resize((900, 600))
     along = across.transpose(Image.Transpose.ROTATE_90).resize((900, 600))
     one = ImageOps.colorize(across, (68, 1, 84), (253, 231, 37), (33, 145, 140))

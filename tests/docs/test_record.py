@@ -96,7 +96,6 @@ def test_single_questions_take_their_place_and_older_forms_go(tmp_path, monkeypa
 
 @pytest.mark.parametrize("changes", [{}, {"seeds": 2}, {"full": False}, {"shrink": 0.5}])
 def test_full_takes_over_a_run_of_its_settings_alone(changes, tmp_path, monkeypatch):
-    """What the file held of others stays."""
     monkeypatch.setattr(record.full, "RUN", tmp_path / "runs.json")
     monkeypatch.setattr(record.full, "KEPT", tmp_path / "kept.json")
     other = record.full.Answer(1.0, "2026-01-01", "a machine", {})

@@ -20,7 +20,6 @@ def test_solvers_that_are_faster_than_ours_are_named():
 
 
 def test_figures_of_an_earlier_study_are_left(tmp_path, monkeypatch):
-    """Its folder may hold them beside those of the study."""
     (tmp_path / "docs").mkdir()
     page, left = tmp_path / "docs" / "benchmarks.md", tmp_path / "left"
     page.write_text(marked("images-fashion", "before"))

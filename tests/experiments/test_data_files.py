@@ -96,9 +96,8 @@ def test_finished_runs_are_of_what_the_files_held(command, change, tmp_path, mon
         if command is multimnist:
             read.append(multimnist_train.split(seen[-1][1], 0).train.labels[:4].tolist())
         if command is auxiliary:
-            read.append(
-                auxiliary_train._data(seen[-1][1], "20 labels", 0).validation_labels.tolist()
-            )
+            data = auxiliary_train._data(seen[-1][1], "20 labels", 0)
+            read.append(data.validation_labels.tolist())
         raise Stopped
 
     monkeypatch.setattr(command, "conduct", stop, raising=False)

@@ -45,12 +45,10 @@ def searched(Z, count, overlap, alone):
     every = [g for size in range(1, tasks + 1) for g in itertools.combinations(range(tasks), size)]
     best = -np.inf
     for number in range(1, count + 1):
-        for chosen in itertools.combinations(every, number):
-            together = sorted(t for g in chosen for t in g)
+        for some in itertools.combinations(every, number):
+            together = sorted(t for g in some for t in g)
             if together == list(range(tasks)) or (overlap and set(together) == set(range(tasks))):
-                total = sum(
-                    max(onto(Z, g, t, alone) for g in chosen if t in g) for t in range(tasks)
-                )
+                total = sum(max(onto(Z, g, t, alone) for g in some if t in g) for t in range(tasks))
                 best = max(best, total)
     return best
 

@@ -157,7 +157,6 @@ def test_one_task_alone_learns_as_a_stock_loop():
 
 @pytest.mark.parametrize("name", ["left alone", *train.METHODS, *train.FRONTS])
 def test_a_run_that_diverges_is_reported_as_such(name):
-    """Never an error, which would end the whole study."""
     settings = SHORT._replace(papers=True)
     (bad,) = train.together(settings, [Cell(train.BASE, name, "", 1e30, 0)])
     every = (bad["score"], *(x for part in ("test", "train", "loss") for x in bad[part].values()))

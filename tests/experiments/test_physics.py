@@ -30,7 +30,6 @@ def test_burgers_integral_is_the_spectral_solution():
 
 @pytest.mark.parametrize("name", LAST)
 def test_evolutions_by_another_integrator(name):
-    """Adaptive steps of order 8, on other points."""
     count = 64 if name == "Korteweg-de Vries" else 128
     x = -1 + 2 * np.arange(count) / count
     ik = 1j * np.pi * np.fft.rfftfreq(count, 1 / count)

@@ -104,7 +104,6 @@ def test_scenes():
      (0.0, 0.3, "inconclusive")],
 )  # fmt: skip
 def test_mgda_neglects_the_main_task(mgda, weight, verdict):
-    """Where its weight and accuracy are below."""
     test = {name: 50 + RNG.uniform(size=SEEDS) for name in (auxiliary.ALONE, *auxiliary.RULES)}
     test["mgda"] += 100 * mgda
     weights = [{tasks.MAIN: weight + 1e-3 * i, "x": 1 - weight - 1e-3 * i} for i in range(SEEDS)]

@@ -106,7 +106,6 @@ def test_every_rule_runs(name, tiny, tmp_path):
 
 
 def test_command_on_folders(tmp_path, monkeypatch):
-    """By networks of few channels."""
     for name in ("SegNetMTAN", "SegNet"):
         narrow = partial(getattr(segnet, name), widths=(2, 3, 3, 4, 4))
         monkeypatch.setattr(train, name, narrow)

@@ -29,7 +29,6 @@ def run() -> influence.Run:
 
 
 def test_the_truth_is_leave_one_out_of_adam(run):
-    """Beside one vmap over the samples of Adam as a function."""
     rows = run.rows(run.batch(3))
     params = mf.parameters(run.module)
     count = influence.SIZES["digits"]

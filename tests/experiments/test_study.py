@@ -47,9 +47,8 @@ def test_rates_are_chosen_by_validation_and_widened_until_the_best_lies_inside(t
     assert set(two.scores["b"]) == {0.1, 0.2, 0.4, 0.8, 1.6}
     for rate, score in two.scores["b"].items():
         cell = cells.Cell("", "two", "b", rate, 0)
-        assert score == pytest.approx(
-            np.mean([toy(cell._replace(seed=s))["score"] for s in (8, 9)])
-        )
+        mean = np.mean([toy(cell._replace(seed=s))["score"] for s in (8, 9)])
+        assert score == pytest.approx(mean)
     assert [run["rate"] for run in found.runs[""]["one"]] == [0.2, 0.2]
     assert study.rate_of([two]) == "0.8, b"
 
@@ -320,7 +319,6 @@ def interruptible():
 
 
 def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
-    """Before anything is written."""
     (tmp_path / "cells").mkdir()
     with command.alone_in(tmp_path):
         assert command.finish(lambda: pytest.fail("it ran"), tmp_path) == 2

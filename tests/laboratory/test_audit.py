@@ -65,8 +65,6 @@ def test_audit_finds_the_textbook_by_itself(rule):
 
 
 def test_counterexamples_fail_when_they_are_pasted():
-    """Through the public one-shot calls, not through the audit."""
-
     def d(rule, J):
         return mf.aggregate(eval(RULES[rule], vars(mf).copy()), J.double())
 
@@ -189,7 +187,6 @@ def test_broken_rule_is_named_in_a_whole_table(case):
     ],
 )
 def test_a_defect_is_named_by_its_own_property(named, broken, sound):
-    """And not by others that have nothing to do with it."""
     told = ("zero gradients", "invariance to rescaling one task", "linear under scaling")
     others = [each for each in NAMES if each not in told]
     failing, known = (
@@ -383,9 +380,7 @@ def test_report_as_records():
     assert [record["property"] for record in records] == list(NAMES)
     with pytest.raises(KeyError, match="no such property"):
         report["beauty"]
-    assert all(
-        isinstance(value, str | int | bool) for record in records for value in record.values()
-    )
+    assert all(isinstance(x, str | int | bool) for record in records for x in record.values())
     assert len({tuple(record) for record in records}) == 1
 
 
@@ -443,7 +438,6 @@ def test_stationary_instances_are_stationary():
 
 
 def test_shell_prints_the_table_and_its_status_means_something(monkeypatch, capsys):
-    """As by `python -m mtlfunc.audit`, in this process."""
     arguments = ["mtlfunc:cagrad(0.4)", "--only", "non-conflict", "purity"]
     monkeypatch.setattr(sys, "argv", ["mtlfunc.audit", *arguments])
     monkeypatch.delitem(sys.modules, main.__module__)

@@ -128,7 +128,6 @@ def test_others_win_and_lose(identifier, case):
 
 @pytest.mark.parametrize("identifier", DECISIONS)
 def test_what_is_not_a_number_settles_nothing(identifier):
-    """Neither all of it, nor one number that the verdict asks for."""
     kept = MEASURED[identifier]
     assert DECISIONS[identifier].verdict(dict.fromkeys(kept, math.nan)) == "inconclusive"
     usual = DECISIONS[identifier].verdict(kept)
@@ -225,7 +224,6 @@ def bounds_used(identifier: str) -> frozenset:
 
 
 def test_a_verdict_near_its_bound_hangs_on_it():
-    """At half and at twice of it, counted from its origin."""
     for origin, near, far in ((0.0, 1.5, 2.1), (1.0, 1.03, 1.5)):
         decision = exact(("x", "<", bounds.Bound(1.02, "near", "a reason", origin)))
         assert bounds.perturbed(decision.verdict, {"x": near}) == {"near": {2.0: "holds"}}

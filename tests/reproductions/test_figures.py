@@ -141,7 +141,6 @@ def test_a_seed_draws_other_numbers_and_the_same_again(name: str, tmp_path: Path
 @pytest.mark.parametrize("entries", [1, 6])
 @pytest.mark.parametrize("aspect", ["auto", "equal"])
 def test_text_is_fitted_whatever_its_length(entries: int, aspect: Any) -> None:
-    """Legends are above their panels, indices in formulas."""
     with in_style():
         canvas, panels = axes(1, 3, (12.5, 5))
         for panel in panels:

@@ -113,7 +113,6 @@ def test_other_runs_are_not_kept(record, given):
 
 
 def test_a_run_that_failed_is_kept_and_shows_nothing(record):
-    """As the study writes it, in a file that JSON's readers read."""
     images.keep(plain(results({"mgda-ub": math.nan, "uw": math.nan})))
     second(record)
     assert "NaN" not in record.read_text()

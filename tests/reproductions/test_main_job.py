@@ -40,7 +40,6 @@ STOP = "if not (HERE / 'on').exists(): raise KeyboardInterrupt"
 
 
 def test_ledger_has_every_claim_once() -> None:
-    """And a finding names numbers that the record has."""
     assert [row.id for row in ROWS] == list(LEDGER) == IDS
     assert {row.module for row in ROWS if row.module} == reproductions().keys()
     kept = json.loads((ROOT / "docs/record/default.json").read_text())["numbers"]
@@ -91,7 +90,6 @@ def test_only_takes_names_beginnings_and_ids() -> None:
 
 
 def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
-    """Under its own keys, until the run ends; what rules draw stays."""
     name, drawn = "pcgrad.dominance", TINY._replace(draw=1)
     modules = {name: reproductions()[name]}
     for settings in (TINY, drawn):
@@ -202,7 +200,6 @@ def test_a_run_that_is_ended_takes_its_workers_along_and_resumes(number, status,
 
 
 def test_ctrl_c_before_anything_runs_is_no_traceback(made: Made, tmp_path: Path) -> None:
-    """While torch and others are imported."""
     (made.folder / "matplotlib.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)"
     )
@@ -241,7 +238,6 @@ def test_a_full_disk_is_a_sentence(workers, place, made, tmp_path, monkeypatch, 
 
 
 def test_a_reader_that_is_gone_ends_nothing(made, tmp_path, monkeypatch):
-    """As behind `| head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stream:
@@ -358,7 +354,6 @@ def test_files_of_others_stay_and_their_folders_are_refused(made, tmp_path, caps
 
 
 def test_a_second_run_on_one_folder_is_refused(tmp_path: Path) -> None:
-    """While the other lives."""
     with reserved(tmp_path), pytest.raises(Refused, match="in use"), reserved(tmp_path):
         pass
     with reserved(tmp_path):
@@ -391,7 +386,6 @@ def test_the_time_left_is_right_from_a_tenth_on(tmp_path, monkeypatch):
 
 
 def test_a_run_says_what_it_is_at(made, tmp_path, monkeypatch, capsys):
-    """In whole lines."""
     monkeypatch.setattr("paper_repro.report.display.EVERY", {True: 0.0, False: 0.0})
     bar = "for _ in tqdm(range(3), desc='steps', mininterval=0): time.sleep(0.1)"
     modules = {

@@ -67,7 +67,6 @@ def test_lanes_are_the_runs_they_stand_for(method):
 
 
 def test_training_is_a_plain_loop_of_one_seed():
-    """One seed and rate of a program, by steps of one run."""
     problem = common.Problem((1.0, 5.0), 4, 3, 5, rates=(1e-3, 1e-2), steps=4, batch=6)
     variants = common.variants_of(problem, 3, Settings())
     runs = common.train.now("gradnorm", problem, variants, Settings(), "test", 3)
@@ -118,9 +117,7 @@ def test_rates_that_seeds_do_not_tell_apart_settle_nothing_of_another_number():
         return ratio_interval(*ends)
 
     assert [one.lanes[0].lr for one in trace.tied("a")] == [1e-3, 1e-2]
-    assert [one.final("a").tolist() for one in trace.tied("a")] == [
-        [x.tolist()] for x in final[1:3]
-    ]
+    assert [x.final("a").tolist() for x in trace.tied("a")] == [[x.tolist()] for x in final[1:3]]
     assert lanes.unsettled(ratio, 1, (trace, "a"), (plain, "a"))
     # on one side at both: settled; the same if the seeds tell the rates apart
     assert not lanes.unsettled(ratio, 3, (trace, "a"), (plain, "a"))

@@ -113,9 +113,8 @@ def test_the_worst_runs_go_on_from_the_best_with_other_weights(monkeypatch):
     # the worse of the best two replaces the worst
     for seed, row in enumerate([[0, 1, 4, 1, 4], [0, 1, 2, 0, 1]]):
         for lane, source in enumerate(row):
-            torch.testing.assert_close(
-                every.state.params["heads"][seed, lane], before[seed, source]
-            )
+            heads = every.state.params["heads"][seed, lane]
+            torch.testing.assert_close(heads, before[seed, source])
             factor = 10 ** (every.logs[seed, lane] - logs[seed, source]).abs()
             expected = population.STEP if lane != source else 1.0
             torch.testing.assert_close(factor, torch.full_like(factor, expected))
@@ -132,6 +131,7 @@ def test_a_good_choice_has_less_loss_than_a_random_one_and_orders_the_gains():
     for kept in (grouping.PAIRS, grouping.LARGER, grouping.shown()):
         assert found.correlation("known", kept) == pytest.approx(1)
         assert found.correlation("reversed", kept) == pytest.approx(-1)
+    assert np.isnan(common.rank_correlation([1, 2, np.nan, 4], [1, 2, 3, 4])).all()
 
 
 @pytest.fixture(params=physics.PROBLEMS)
@@ -144,7 +144,6 @@ def equation(request) -> tuple[physics.Problem, mf.types.Params, physics.Points]
 
 
 def test_residuals_are_those_of_the_equation(equation):
-    """By autograd, point by point; and the solution solves it."""
     problem, params, points = equation
 
     def off(u, x):

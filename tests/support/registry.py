@@ -235,9 +235,7 @@ SOLVERS: dict[str, SolverCase] = {
 PROBLEMS: dict[str, Callable[[Tensor], Any]] = {
     "min_norm": solvers.min_norm,
     "cagrad": lambda gramian: solvers.cagrad(gramian, 0.4),
-    "dual_cone": lambda gramian: solvers.dual_cone(
-        gramian, torch.full_like(gramian[0], 1 / len(gramian))
-    ),
+    "dual_cone": lambda G: solvers.dual_cone(G, torch.full_like(G[0], 1 / len(G))),
 }
 
 SOLVES = [(solver, problem) for solver, case in SOLVERS.items() for problem in case.problems]

@@ -1,8 +1,7 @@
 """Calls whose output every sample adds: a table of positions, looked up once for all of them.
 
 Nothing in such an output counts samples. But every derivative that reaches it passes through the
-sum that broadcasts it, whose output has the samples: the call is read there, as one equal call a
-sample.
+sum that broadcasts it, whose output has the samples: it is read there, as one call a sample.
 """
 
 from __future__ import annotations

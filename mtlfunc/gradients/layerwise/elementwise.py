@@ -17,8 +17,7 @@ Summand = Callable[[Tensor], Tensor]
 def broadcast(operand: Operand, op: str, summand: Summand) -> Use:
     """The leaf is broadcast to the output's shape.
 
-    An axis of the output counts positions where the leaf has none, or has length 1 there and the
-    output has not.
+    An axis of the output counts positions where the leaf has none, or has length 1 there alone.
     """
     out, shape = operand.out, operand.shape
     offset = len(out) - len(shape)

@@ -32,9 +32,7 @@ class Step(NamedTuple):
 
 
 Follow = Callable[[Step, np.ndarray], np.ndarray | None]
-"""From the output's owners to the input's, or None: then all of the input belongs to all owners of
-the output.
-"""
+"""From the output's owners to the input's, or None: then all owners have all of the input."""
 
 LARGEST = 1 << 20
 """Entries of an array of owners; a larger one is not followed."""

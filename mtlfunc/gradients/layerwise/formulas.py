@@ -143,9 +143,7 @@ MADE = 20
 it: perceptrons and transformers in float64, one thread.
 """
 PIECE, DEVICE_PIECE = 1 << 25, 1 << 28
-"""Bytes of samples' rows that are held at once where they are mixed: more where every product has
-to be launched.
-"""
+"""Bytes of samples' rows held at once where they are mixed: more where products are launched."""
 
 
 class Layout(NamedTuple):
@@ -308,9 +306,7 @@ class Deltas(NamedTuple):
         return _joined(found, 2)
 
     def _some_rows_of(self, use: Use, x: Tensor, part: Tensor) -> Iterator[Tensor]:
-        """[sample·task, group, some of o, a]: of all samples, so that what is multiplied next has
-        them as its inner size.
-        """
+        """[sample·task, group, some of o, a]: of all samples, the next product's inner size."""
         a = 1 if use.kind == "local" else use.sizes[2]
         each = len(part) * self.samples * part.shape[-2] * a * part.element_size()
         count = max(1, (DEVICE_PIECE if part.is_cuda else PIECE) // max(1, each))

@@ -49,8 +49,7 @@ def prefers_one_pass(
     graph: Graph, rows: int, numel: int, device: str, *, separate: bool = True
 ) -> bool:
     """Whether T losses are better differentiated by one batched pass of all `rows`, of leaves of
-    `numel` entries, than each alone. `separate`: each is a root of the graph; else every node
-    serves all rows.
+    `numel` entries, than each alone. `separate`: each is a root; else every node serves all rows.
     """
     if rows == 1 or not graph.can_batch:
         return False

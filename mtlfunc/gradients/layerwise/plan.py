@@ -1,8 +1,7 @@
 """Which form every layer's Gramian takes: the cost model.
 
 Costs are floating-point operations, weighted by how fast a device runs them. Leaves with a reader
-that is not understood, and those for which rows are cheapest, are differentiated row by row in the
-same backward pass.
+that is not understood, and those for which rows are cheapest, get rows in the same backward pass.
 """
 
 from __future__ import annotations
@@ -315,9 +314,7 @@ def sampled_groups(
 
 
 def _made_of_leaves(graph: Graph) -> set[Node]:
-    """The nodes that parameters alone make, as a merged LoRA's: however long their axes are, they
-    do not count samples.
-    """
+    """The nodes that parameters alone make, as a merged LoRA's: their axes do not count samples."""
     found = set(graph.leaf_nodes.values())
     todo = [*found]
     for node in todo:  # it grows while it is read
@@ -418,8 +415,7 @@ FEW_TASKS = 4
 """Up to so many weightings one pass for all may cost more than one a task."""
 BY_SAMPLE = 1.8
 """Products by sample that are made in float64 for losses of float32, against those of as many
-operations in a backward pass: perceptrons, convolutions and transformers, 2 to 8 weightings, one
-thread.
+operations in a backward pass: perceptrons, convolutions and transformers, one thread.
 """
 PASSED = 50.0
 """What a number of the graph costs a backward pass besides products with the leaves, on a CPU: a

@@ -201,9 +201,7 @@ LAYERS = {
         lambda w: F.embedding(torch.tensor([0, 2, 2]), w, scale_grad_by_freq=True), (4, 3)),
     **{
         f"embedding_bag {mode}": op(
-            lambda w, mode=mode: F.embedding_bag(
-                torch.tensor([[0, 2, 3], [1, 0, 2]]), w, mode=mode
-            ),
+            lambda w, m=mode: F.embedding_bag(torch.tensor([[0, 2, 3], [1, 0, 2]]), w, mode=m),
             (4, 3),
         )
         for mode in ("sum", "mean", "max")
