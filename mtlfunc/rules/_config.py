@@ -11,7 +11,7 @@ from .common import gramian_of, mean_present, no_state, preference_of, reading
 
 @constructor
 def config(*, preference: Float[Tensor, " task"] | None = None) -> Rule:
-    """d = mean_t(g_t·û) û, û the unit vector whose cosines to the gradients are in proportion to p.
+    """The mean of g_t·û times û, the unit vector whose cosines to gradients are in proportion to p.
 
     With U the unit gradients and C = U Uᵀ their cosines, û is along U⁺p = Uᵀ(C⁺p): the
     pseudo-inverse of the T x T matrix does.
