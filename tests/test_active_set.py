@@ -360,6 +360,7 @@ def test_the_radius_is_not_rounded_to_the_gramians_dtype():
     assert float(cagrad(torch.eye(2).bfloat16(), 0.999).c) == 0.999
     for dtype, c in ((torch.float16, 1e4), (torch.float32, 1e38)):
         assert solve(cagrad(torch.eye(3).to(dtype), c)).weights.isfinite().all()
+    assert cagrad(torch.eye(2), 0.5).objective(torch.ones(2)).dtype == torch.float32
 
 
 def test_the_number_of_threads_changes_no_bit_of_problems_that_share_a_gramian():

@@ -100,7 +100,7 @@ class CAGrad(NamedTuple):
     @property
     def radius(self) -> Tensor:
         """r = c‖g₀‖."""
-        return self.c * root(self.preference @ self.linear)
+        return (self.c * root(self.preference @ self.linear)).to(self.gramian.dtype)
 
     def objective(self, w: Tensor) -> Tensor:
         return self.linear @ w + self.radius * root(w @ self.gramian @ w)
