@@ -200,7 +200,7 @@ def _require(fits: bool) -> None:
     if not fits:
         raise ValueError(
             "state: not this optimizer's state over these parameters; it was made by another "
-            "optimizer or for other parameters: use init of this one"
+            "optimizer, for other parameters or in another dtype: use init of this one"
         )
 
 

@@ -122,7 +122,10 @@ class Run:
             return replace(jacobian, shares=self.union.sums(weightings))
         counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
-        scale, left_out = shares.scale(forward.value), shares.left_out()
+        scale = shares.scale(forward.value)
+        # a backward of somebody's own may talk to the other ranks, as SyncBatchNorm's does
+        alike = self.union.size > 1 and forward.graph.has_custom_backward
+        left_out = shares.left_out(alike=alike)
         refuse_constant(forward, shares.here)
         return TaskJacobian(
             forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
@@ -357,8 +360,8 @@ def check_memory(fits: bool) -> None:
     if not fits:
         raise ValueError(
             "state: its probe's part is not what this step's probe started with; it comes from a "
-            "step with another probe, other parameters or another number of tasks: use init of "
-            "this step"
+            "step with another probe, number of tasks or other parameters (as after a layer was "
+            "frozen or unfrozen): use init of this step, or a new Balancer"
         )
 
 

@@ -116,11 +116,14 @@ class Shares(NamedTuple):
             return None if summed else _as(self.share, losses)
         return None if here is None or all_present(here) else here.to(losses)
 
-    def left_out(self) -> frozenset[int]:
-        """Tasks without labels whose separate losses need no pass, as far as that can be seen."""
-        if self.here is None or not is_readable(self.here):
+    def left_out(self, *, alike: bool) -> frozenset[int]:
+        """Tasks without labels whose separate losses need no pass, as far as that can be seen; with
+        `alike` the same on all ranks, whose backward passes may talk to each other.
+        """
+        here = self.present if alike else self.here
+        if here is None or not is_readable(here):
             return frozenset()
-        return frozenset(t for t, here in enumerate(self.here.tolist()) if not here)
+        return frozenset(t for t, labelled in enumerate(here.tolist()) if not labelled)
 
     def summed(
         self, found: Any, *, whole: bool, metric: Metric | None, dtype: torch.dtype | None

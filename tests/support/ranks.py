@@ -269,6 +269,38 @@ def unlabelled_modules(rank: int, size: int) -> None:
             bits(found)
 
 
+class Summed(torch.autograd.Function):
+    """x summed over a group, and so is its gradient, as in SyncBatchNorm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group, total = group, x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        dist.all_reduce(total := grads[0].clone(), group=ctx.group)
+        return total, None
+
+
+def talking_backward(rank: int, size: int) -> None:
+    """The network takes a mean over all ranks; some lack a task's labels."""
+    whole, mine = uneven(rank, size)
+
+    def step(group: Any, batch: Any) -> list[Any]:
+        net, counts = TrunkAndHeads(0), labels_in(batch)
+        h = net.trunk(batch[0])
+        sums: Any = Summed.apply(torch.cat([h, torch.ones_like(h)], 1).sum(0), group)
+        h = (h - sums[: h.shape[1]] / sums[-1]).tanh()
+        losses = means([head(h) for head in net.heads], batch[1])
+        info = mf.Balancer(net, mf.mgda(), TRUNK, group=group).backward(losses, present=counts)
+        return [info.losses, info.gramian, *(leaf.grad for leaf in net.trunk.parameters())]
+
+    for union, own in zip(whole, mine, strict=True):
+        same(step(world(), own), step(alone(), union), torch.float64)
+
+
 def weighed(rank: int, size: int) -> None:
     """`weigh` and the user's own backward, accumulated under `no_sync`, too, and `backward`."""
     whole, mine = uneven(rank, size)
@@ -513,9 +545,12 @@ def orders(rank: int, size: int) -> None:
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, jacobians, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(metric, documentation, orders, dies),
+        *(talking_backward, metric, documentation, orders, dies),
     ],
-    "three": [pure, ragged, unlabelled_modules, weighed, several_batches, metric, dies],
+    "three": [
+        *(pure, ragged, unlabelled_modules, talking_backward, weighed, several_batches, metric),
+        dies,
+    ],
 }
 
 
