@@ -307,6 +307,15 @@ def test_weights_are_bounded_where_a_gramian_is_rounded_to_half(count):
         assert weights <= 2 * rows.double().norm(dim=1).mean() / delta**0.5
 
 
+@pytest.mark.parametrize("count", [3, 8, 33])
+def test_a_gramian_that_was_rounded_to_half_is_solved_as_it_is(count):
+    for seed in range(20):
+        rows = torch.randn(count, 142, generator=torch.Generator().manual_seed(seed)).double()
+        g = (rows @ rows.T / 142).bfloat16()
+        found, wanted = (mf.weights(mf.cagrad(0.4), x).double() @ rows for x in (g, g.double()))
+        assert (found - wanted).norm() <= 6e-3 * wanted.norm()  # these weights are rounded
+
+
 @pytest.mark.parametrize("short", [0, 40, 60, 100])
 def test_cagrad_is_optimal_beside_a_gradient_that_is_almost_nothing(short):
     rows = torch.tensor([[-2.0, 0, 2], [2, 2, -2], [2, -5, 1], [2, -1, 0]]).double()

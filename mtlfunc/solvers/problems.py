@@ -84,9 +84,7 @@ class MinNorm(NamedTuple):
 
 
 class CAGrad(NamedTuple):
-    """max of min_t g_t·d over ‖d - g₀‖ <= c‖g₀‖; dual: min of F(w) = g_w·g₀ + c‖g₀‖‖g_w‖ over the
-    simplex.
-    """
+    """max min_t g_t·d, ‖d - g₀‖ <= c‖g₀‖; dual: min F(w) = g_w·g₀ + c‖g₀‖‖g_w‖ in the simplex."""
 
     gramian: Float[Tensor, "task task"]
     c: Float[Tensor, ""]
@@ -242,7 +240,7 @@ def cagrad(
     # a number is filled in where the Gramian is, not copied there; half precision would round it
     double = torch.float64
     number = not isinstance(c, Tensor)
-    c = gramian.new_full((), c, dtype=double) if number else c.to(gramian.device, double)
+    c = gramian.new_full((), float(c), dtype=double) if number else c.to(gramian.device, double)
     c = c.where(c >= 0, float("nan"))
     return CAGrad(gramian, c, normalized_preference(preference, uniform))
 
@@ -279,18 +277,21 @@ RESOLUTION = 2.0**-40
 
 
 def resolution(count: int, eps: float) -> float:
-    """δ, the smallest squared sine that a Gramian of `count` tasks with noise `eps` resolves."""
-    return 4 * count * eps + RESOLUTION
+    """δ, the smallest squared sine that a Gramian of `count` tasks with noise `eps` resolves: 4Tε,
+    and in half precision the largest eigenvalue of what the entries were rounded by, √T of one's.
+    """
+    half = eps > torch.finfo(torch.float32).eps
+    return 4 * count * eps * (2 * count**0.5 if half else 1) + RESOLUTION
 
 
 def precision(count: int, dtype: torch.dtype) -> float:
     """ε of a Gramian of `count` tasks in this dtype.
 
     Half precision stores sums that were made in float32, so that there each entry is off by one
-    rounding, however many tasks there are, and eigenvalues of the cosines by half of its √T.
+    rounding, however many tasks there are.
     """
     eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
-    return eps if eps <= single else eps / (4 * count**0.5) + single
+    return eps if eps <= single else eps / (8 * count) + single
 
 
 def rounding(count: int, dtype: torch.dtype) -> float:

@@ -10,8 +10,7 @@ from ..core.transforms import all_present
 def project(
     point: Float[Tensor, " task"], normal: Float[Tensor, " task"] | None = None
 ) -> Float[Tensor, " task"]:
-    """The nearest point of {y >= 0, normal·y = 1}; with normal = 1, None's meaning, that is the
-    simplex.
+    """The nearest point of {y >= 0, normal·y = 1}; None is normal = 1, the simplex.
 
     The answer is max(point - t·normal, 0) for the t that meets the equation. With the entries in
     the order of their breakpoints point/normal, it is the largest of the t that meet it for the
