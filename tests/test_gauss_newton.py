@@ -238,14 +238,17 @@ def test_certificate_of_a_weighted_step_is_that_of_the_weighted_residuals():
     J, r = _case("square")
     share, w, none = torch.tensor([0.5, 1.0, 0.2], dtype=F64), r.sin()[:3], torch.zeros_like(r)[:3]
 
-    def certificate(J: Tensor, r: Tensor, w: Tensor, preference: Tensor | None = None):
+    def certificate(J: Tensor, r: Tensor, w: Tensor, **given: Tensor):
         info = mf.Info(r, J @ J.mT, w, J @ (J.mT @ w), (), {})
-        return mf.physics.newton_error(info, 1e-2, preference=preference)
+        return mf.physics.newton_error(info, 1e-2, **given)
 
     long, omega = torch.cat([J[:3], 1e6 * J[3:]]), torch.cat([share**2, none])
-    own = certificate(long, r, torch.cat([w, none]), omega)
+    own = certificate(long, r, torch.cat([w, none]), preference=omega)
     other = certificate(share[:, None] * J[:3], share * r[:3], w / share)
     torch.testing.assert_close(own, other, rtol=1e-12, atol=0.0)
+    absent = torch.cat([J[:3], 0 * J[3:]]), torch.cat([r[:3], none / 0]), torch.cat([w, none])
+    own = certificate(*absent, present=torch.arange(6) < 3)
+    torch.testing.assert_close(own, certificate(J[:3], r[:3], w), rtol=1e-12, atol=0.0)
 
 
 def test_line_search_is_a_loop_over_lengths():

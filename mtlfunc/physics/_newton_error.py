@@ -1,7 +1,7 @@
 """How exactly a Gauss-Newton step solves its equations."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..core.checks import check_scalar, normalized_preference
@@ -10,15 +10,16 @@ from ..types import Info, NewtonError, Scalar
 
 
 def newton_error(
-    info: Info, damping: Scalar, *, preference: Float[Tensor, " task"] | None = None
-) -> NewtonError:
+    info: Info, damping: Scalar, *, preference: Float[Tensor, " task"] | None = None,
+    present: Bool[Tensor, " task"] | None = None,
+) -> NewtonError:  # fmt: skip
     """The certificate of a step with `mtlfunc.physics.gauss_newton`, from its `Info` alone.
 
     Args:
-        info: of the step, whose Gramian `[task, task]` was measured. With `momentum=True` its rates
-            hold J c, which the equations then count.
+        info: of the step, with a Gramian `[task, task]`. With `momentum=True` its rates hold J c.
         damping: the rule's.
         preference: the rule's.
+        present: which residuals the step had; None is all.
 
     Returns:
         `residual` and `rounding`, 0-d, in units of ‖√ω r‖; both are 0 where all residuals are.
@@ -42,14 +43,15 @@ def newton_error(
             f"info: expected one Gramian [task, task], got shape {list(gramian.shape)}; use a "
             "probe that measures it, mtlfunc.jacobian(...)"
         )
-    omega = normalized_preference(preference, torch.ones_like(info.losses))
-    share = root(omega.double() / omega.amax())
+    omega, losses = normalized_preference(preference, torch.ones_like(info.losses)), info.losses
+    if present is not None:
+        omega, losses = omega.where(present, 0.0), losses.where(present, 0.0)
+    share = root(omega.double() / or_one(omega.amax()))
     length = root(gramian.diagonal())
     longest = or_one((share * length).amax().square())
-    w = info.weights.double()
-    damped = damping * longest * (w / or_one(share))
-    missing = share * (info.losses.double() - info.rates.double()) - damped
+    damped = damping * longest * ((w := info.weights.double()) / or_one(share))
+    missing = share * (losses.double() - info.rates.double()) - damped
     eps = torch.finfo(info.gramian.dtype).eps
     noise = eps * (share * length).norm() * (length * w.abs()).sum()
-    size = or_one((share * info.losses.double()).norm())
+    size = or_one((share * losses.double()).norm())
     return NewtonError(missing.norm() / size, noise / size)
