@@ -1,3 +1,1 @@
-"""Every rule on small problems with known answers, against a tuned static search: `python -m
-experiments.arena`.
-"""
+"""Every rule on small problems with known answers: `python -m experiments.arena`."""

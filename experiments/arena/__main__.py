@@ -121,10 +121,11 @@ def _run(
     todo = []
     for name in names:
         for entrant in entrants:
-            kept = store.read(name, entrant.name, entrant.source)
-            if kept is not None:
+            if asked.fresh:
+                store.drop(name, entrant.name)
+            if (kept := store.read(name, entrant.name, entrant.source)) is not None:
                 found[name][entrant.name] = kept
-            if kept is None or asked.fresh:
+            else:
                 todo.append(Task(name, entrant, settings, asked.device))
     interrupted = _fill(found, todo, store, asked.workers)
     complete = {
@@ -132,8 +133,7 @@ def _run(
         for name in names
         if len(found[name]) == len(entrants)
     }
-    paths: list[Path] = []
-    if complete:
+    if complete and not (interrupted and asked.fresh):  # the table of an earlier run stays
         result = Result({name: problem_of(name) for name in complete}, complete, settings)
         described: dict[str, Any] = {
             "seeds": settings.seeds, "tuning seeds": settings.tuning, "budget": settings.budget,
@@ -142,8 +142,8 @@ def _run(
         }  # fmt: skip
         if asked.device.type != "cpu":
             described["device"] = str(asked.device)
-        paths = write(result, described, out)
-        print(f"\n{result}\n\nwritten: {', '.join(map(str, paths))}")
+        paths = ", ".join(map(str, write(result, described, out)))
+        print(f"\n{result}\n\nwritten: {paths}")
     if interrupted:
         done = ", ".join(complete) or "none"
         said = f"\ninterrupted; problems that every rule has met: {done}. The same command"

@@ -99,7 +99,10 @@ def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypat
         keep(todo[0], perform(todo[0]))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "perform_all", stops)
-    assert command.main([*call, "--fresh"]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "perform_all", stops)
+        assert command.main([*call, "--fresh"]) == 130
     assert "The same command without --fresh goes on" in capsys.readouterr().err
     assert len(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["problems"]) == 2
+    assert command.main(call) == 0
+    assert "7 of 8 cells new" in capsys.readouterr().out
