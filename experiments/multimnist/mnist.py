@@ -77,9 +77,8 @@ Images = tuple[UInt8[Tensor, "_ 28 28"], Int[Tensor, " _"]]  # single images wit
 def compose(
     left: UInt8[Tensor, "pair 28 28"], right: UInt8[Tensor, "pair 28 28"]
 ) -> UInt8[Tensor, "pair 28 28"]:
-    """Two digits on a canvas of 36 x 36, the larger pixel where both are, resized to 28 x 28. The
-    nearest pixel of the canvas is taken, with centres aligned: of row i that at 36/28·(i + ½),
-    rounded down.
+    """Two digits on a canvas of 36 x 36, the larger pixel where both are, resized to 28 x 28 by the
+    nearest pixel, with centres aligned: of row i that at 36/28·(i + ½), rounded down.
     """
     both = torch.nn.functional.pad(overlay(left, right, OFFSET), (0, 2, 0, 2))
     near = ((torch.arange(SIDE, device=left.device) + 0.5) * CANVAS / SIDE).long()

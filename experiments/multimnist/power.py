@@ -20,6 +20,7 @@ from torch import Tensor
 from common import tuned
 from common.cells import Cell, slug
 from common.files import DataError, Files, Source
+from common.intervals import half_width
 from common.pooled import against_mean, arms_table, levels_table, panels, power_table, rivals_table
 from common.study import Numbers
 from common.tables import side_by_side
@@ -123,7 +124,15 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
     every = levels | alone
     rates = {name: [record.shown_rate(which, name) for which in SETS] for name in every}
     parts = [f"{state}.", rivals, arms_table(levels, NASH, ARMS, gains=gains)]
-    parts += [levels_table(rates, every, deltas, SETS), record.machines()]
+    parts += [levels_table(rates, every, deltas, SETS)]
+    if alone:
+        base = np.stack([*alone.values()])
+        off = 100 * np.linalg.norm(half_width(base) / base.mean(-1)) / (base.size / len(seeds))
+        parts[-1] += (
+            "\n\nΔm is what is lost against the networks alone, each by its mean over the seeds, "
+            f"whose error ({off:.1f} at 95 %) moves all of them together."
+        )
+    parts += [record.machines()]
     drawn = panels(levels, [x for x in levels if x not in ("mean", *BORROWED)], SETS)
     return "\n\n".join(parts), side_by_side(drawn, dict.fromkeys(ARMS, "C7"))
 
