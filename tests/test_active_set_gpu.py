@@ -261,9 +261,7 @@ def test_the_public_call_on_a_gpu(problem, make):
 
 @one_kind
 def test_gradients_that_nearly_depend_on_each_other(kind):
-    """Distances from 1e-8 to 1e-5 put pivots between rounding and 1e-10, where an inverse has few
-    digits. In the 28th problem 3e-14 follows 7e-14, which leaves the root three digits.
-    """
+    """Distances from 1e-8 to 1e-5: pivots between rounding and 1e-10; the root has three digits."""
     random, problems = np.random.default_rng(0), []
     for apart in (3e-9, 1e-8, 1e-7, 1e-6, 1e-5) * 20:
         base = random.normal(size=(4, 20))

@@ -1,6 +1,4 @@
-"""What stock loops hold: train mode, checkpointing, autocast, hooks, packed sequences, …
-The reference is a literal loop: `torch.autograd.grad` of every loss, of a copy of the network.
-"""
+"""What stock loops hold, from checkpointing to hooks, beside a literal loop on a copy."""
 
 import copy
 import pickle

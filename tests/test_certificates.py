@@ -200,9 +200,7 @@ OPENINGS = itertools.product((1e-3, 1e-5, 1e-6, 3e-7, 1e-7, 3e-8, 1e-9, 0.0), (F
 @pytest.mark.parametrize(("case", "drawn"), in_turn(OPENINGS, DRAWN, 7))
 @every("drawn")
 def test_the_ball_is_held_as_far_as_the_certificate_says(case, drawn):
-    """Near stationarity ‖g_w‖² cancels in the Gramian, to nothing at an angle of √ε. The distance
-    of d from g₀ in fractions is never off by more than the certificate says.
-    """
+    """The distance of d from g₀, in fractions, is never off by more than the certificate says."""
     ((count, seed), c), (opening, dtype) = drawn, case
     rows = testing.jacobian("pareto_stationary", count, seed)
     rows = (rows + opening * testing.jacobian("gaussian", 1, seed, width=count + 10)).to(dtype)

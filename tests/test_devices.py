@@ -1,6 +1,4 @@
-"""What a CUDA device computes is what the CPU computes; without one the CPU runs the same checks.
-`python -m experiments.benchmarks.gpu` runs those whose name has the device in it.
-"""
+"""What a CUDA device computes is what the CPU computes; without one the CPU runs the checks."""
 
 import pytest
 import torch

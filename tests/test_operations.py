@@ -228,9 +228,7 @@ KINDS = {name: kind_of(name) for name in OPERATIONS}
 
 
 def representatives() -> list[str]:
-    """One operation of each kind: every node of autograd that some operation has is in one of them,
-    in every company that a network's passes depend on, and all that torch refuses somewhere.
-    """
+    """One operation of each kind; every node of autograd that some operation has is in one."""
     seen, found = set[object](), []
     for name, kind in KINDS.items():
         new = {(kind.passes, node) for node in kind.nodes} | {REFUSED.get(name)}

@@ -43,9 +43,7 @@ def resnet_forward(tasks, images, pixels):
     [(10, 8, 32, True), (4, 64, 64, False), (40, 64, 64, False), (1, 8, 32, False)],
 )
 def test_a_device_that_waits_for_launches_has_one_pass(tasks, images, pixels, together):
-    """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, 4 times the memory. A vector goes
-    so, too: the deltas of 40 losses of large images held 33 GB at once, one by one 4.
-    """
+    """As an H100 was measured: 18.6 ms for 55.9, 46.7 for 40.4, 4 times the memory."""
     separate = resnet_forward(tasks, images, pixels)
     vector = separate.losses.vector
     for losses, stacked in ((None, True), (vector, True), (vector * 1.0, False)):

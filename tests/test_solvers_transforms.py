@@ -119,9 +119,7 @@ def answer(solver, problem, probe, J):
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize(("solver", "problem"), IMPLICIT)
 def test_solver_derivatives_equal_central_differences(solver, problem, count):
-    """Random combinations of weights, dual and value; central differences of the faces'
-    enumeration, to 1e-10 up to condition numbers of 1e3. cvx's weights are right to 1e-6.
-    """
+    """Central differences of the faces' enumeration, to 1e-10; cvx's weights are right to 1e-6."""
     probe = torch.from_numpy(np.random.default_rng(0).standard_normal(2 * count + 1))
     rtol = 1e-6 if SOLVERS[solver].objective == 0 else 1e-4
     for seed, J in enumerate(complementary(problem, count, 2)):

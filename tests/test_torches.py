@@ -1,6 +1,4 @@
-"""Other versions of torch: what stands in for a private name that one of them lacks gives the same
-numbers. `.ci/versions` runs the tests named in `tests/versions.txt` on the versions themselves.
-"""
+"""What stands in for a private name of torch's gives the same numbers; see `.ci/versions`."""
 
 import sys
 from collections.abc import Callable, Iterable

@@ -394,6 +394,7 @@ def test_refusals():
     for bad, error, words in (
         (matrix[:, :5], ValueError, r"expected \[task, 7\].*got \[3, 5\]"),
         (matrix[0], ValueError, r"expected \[task, sample\]"),
+        (matrix[:, :0], ValueError, "that has none takes one, of weight 0"),
         (matrix > 0, TypeError, r"a mask becomes one by \.to"),
         (matrix.to_sparse(), TypeError, r"a sparse tensor by \.to_dense\(\)"),
         (matrix.float(), ValueError, r"convert them by weightings\.to\(losses\)"),

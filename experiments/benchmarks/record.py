@@ -156,9 +156,7 @@ class Record:
         write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
     def write_tables(self, table: Callable[[list[Row], str], str]) -> str:
-        """Markdown, also next to the file: a `table` for each settings, of rows and the line that
-        describes these.
-        """
+        """Markdown, also next to the file: a `table` and its line for each settings."""
         page = "\n".join(table(rows, described(chosen, rows)) for chosen, rows in groups(self.rows))
         write_whole(self.path.with_suffix(".md"), page)
         return page

@@ -68,8 +68,7 @@ def values(policy: Tensor, moves: Tensor, goals: Tensor) -> Tensor:
 
 def best_values(moves: Tensor, goals: Tensor) -> Tensor:
     """Of the best policies `[task, field]`, by policy iteration. A round improves or ends, and a
-    maze of 25 fields needs at most 25: the first wave from the goal fixes one more ring of fields a
-    round.
+    maze of 25 fields needs at most 25: each fixes one more ring of fields around the goal.
     """
     policy = torch.full((*goals.shape, ACTIONS), 1 / ACTIONS).to(goals)
     for _ in range(SIDE**2):

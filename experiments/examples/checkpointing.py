@@ -5,8 +5,7 @@ the loops of stock_loop.py.
 
 What can go wrong:
 
-- `use_reentrant=True`: torch's old checkpointing cannot be differentiated for chosen leaves, and
-  raises.
+- `use_reentrant=True`: torch's old checkpointing raises where leaves are chosen.
 - Calls inside a checkpoint are not watched, because that would hold their activations: their
   leaves are differentiated row by row. The checkpoint runs again once for a vector of losses, and
   once per task for separate scalars. `forwards` below counts this.

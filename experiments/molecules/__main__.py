@@ -62,7 +62,7 @@ def found(record: tuned.Record) -> Found:
     """
     alone, errors = ({x: errors_of(record, x) for x in names} for names in (SINGLE, METHODS[:1]))
     if failed := [f"{x}, seed {k}" for x, of in alone.items() for k in of if np.isnan(of[k]).any()]:
-        cure = "take its line out of that file, and `run` makes it again"
+        cure = "without its line in that file `show` leaves the seed out and `run` makes it again"
         raise DataError(f"{record.path}: no finite error of {'; '.join(failed)}: {cure}")
     for name in (*METHODS[1:], *ARMS):
         with suppress(DataError):  # it has not run

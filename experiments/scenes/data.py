@@ -66,8 +66,7 @@ class Folder:
     def __init__(self, root: Path, benchmark: Benchmark, size: tuple[int, int] | None = None):
         """Looks which files there are. `root`: `FOLDER/train` or `FOLDER/val`. `benchmark`: whose
         layout it has. `size`: height and width that the images must have; None takes the first
-        one's. Raises DataError for a folder of another layout: which files were looked for, which
-        found.
+        one's. Raises DataError for another layout: which files were looked for, which found.
         """
         self.root, self.benchmark = root, benchmark
         self.kinds = {"image": "image", "label": _labels(root, benchmark), "depth": "depth"}

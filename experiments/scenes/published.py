@@ -7,8 +7,7 @@ from .metrics import METRICS
 
 class Published(NamedTuple):
     """A benchmark's single-task metrics and the Δm that CAGrad's paper (Liu et al. 2021) gives. Δm
-    flat over metrics, lower is better; others are the lowest and the highest of the methods that it
-    compares with.
+    flat over metrics, lower is better; others are the lowest and the highest of its other methods.
     """
 
     base: dict[str, float]

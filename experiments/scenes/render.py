@@ -231,9 +231,7 @@ def _textured(inside: Tensor, texture: Tensor, colours: Tensor) -> Tensor:
 
 
 def views(key: Int[Tensor, ""], count: int) -> Views:
-    """Random rooms, seen with some noise in the pixels. `key`: of the draw. `count`: how many;
-    rendered 32 at a time.
-    """
+    """Random rooms, `count` of the draw `key`, with some noise in the pixels; 32 at a time."""
     drawn, rays, parts = rooms(mf.random.fold_in(key, 0), count), pixels(), []
     for first in range(0, count, 32):
         seen = cast(Rooms(*(leaf[first : first + 32] for leaf in drawn)), rays)

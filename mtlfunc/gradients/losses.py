@@ -183,10 +183,12 @@ def expect_weightings(weightings: Any) -> Tensor:
             f"{found}; a mask becomes one by .to(losses.dtype), a sparse tensor by .to_dense()"
         )
     if weightings.ndim not in (2, 3) or 0 in weightings.shape:
+        cure = "weights of tokens go into the losses, which are sums over the tokens of a sample"
+        if 0 in weightings.shape:
+            cure = "without tasks or samples: a step or rank that has none takes one, of weight 0"
         raise ValueError(
             "weightings: expected [task, sample], or [task, sample, part] for losses [sample, "
-            f"part], got {list(weightings.shape)}; weights of tokens go into the losses, which "
-            "are sums over the tokens of every sample"
+            f"part], got {list(weightings.shape)}; {cure}"
         )
     return weightings
 

@@ -69,8 +69,7 @@ def gradients(
         NotImplementedError: for a module of several processes.
 
     Source:
-        `torch.optim.Muon` of torch 2.11 to 2.13, with its `adjust_lr_fn`, `nesterov` and decoupled
-        weight decay.
+        `torch.optim.Muon` of torch 2.11 to 2.13: `adjust_lr_fn`, `nesterov`, decoupled decay.
 
     Examples:
         >>> net = torch.nn.Linear(2, 2, bias=False)

@@ -53,8 +53,7 @@ def nuclear(
             diagonal metric P. F then has another ½wᵀGw, and the rates another G w.
         carried: how fast each loss falls `[task]` by what moves whatever D is, such as a momentum.
             F then has another carried·w, and the rates another `carried`.
-        steps: the most iterations, >= 1. Under `vmap`, where none can see the gap, it is always all
-            of them.
+        steps: the most iterations, >= 1; all of them under `vmap`, where none can see the gap.
         tolerance: iterations end when the gap is at most this share of the value, less the smallest
             entry of `carried`, or 1e-12 of the sum over layers of the longest gradient, which is
             rounding. At a kink float64 resolves about 1e-8.

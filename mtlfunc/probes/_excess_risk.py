@@ -32,7 +32,7 @@ def excess_risk(
         ValueError: for what `mtlfunc.jacobian` refuses.
 
     Source:
-        He et al. 2024, eqs. 6–7. Official code, LibMTL and TorchJD add 1e-7 under the root.
+        He et al. 2024, eqs. 6–7; 0/√0 is 0, where official code, LibMTL and TorchJD add 1e-7.
 
     Examples:
         >>> import mtlfunc as mf

@@ -179,8 +179,7 @@ def graddrop(
     the order in which they come.
 
     Args:
-        leak: ℓ in [0, 1], one for all or one per task `[task]`: that share of each entry passes in
-            any case.
+        leak: ℓ in [0, 1], one for all or one per task `[task]`: the share that passes in any case.
         f: monotone from [0, 1] to [0, 1], applied to P; None is the identity.
 
     Returns:

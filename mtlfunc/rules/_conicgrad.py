@@ -35,8 +35,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
     A gradient of 0 has the rate 0: the others decide, and its weight is p_t.
 
     Args:
-        c: smallest cosine in [0, 1) of the direction with the mean gradient. 0 gives MGDA's
-            direction.
+        c: smallest cosine in [0, 1) of direction and mean gradient; 0 gives MGDA's direction.
         preference: p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T without a mix.
 
     Returns:

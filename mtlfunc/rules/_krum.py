@@ -28,8 +28,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         ValueError: for byzantine < 0, select < 1, or 2f + 2 >= T with f > 0.
 
     Source:
-        Blanchard et al. 2017, sec. 4. TorchJD sums distances that are not squared, which can select
-        another row.
+        Blanchard et al. 2017, sec. 4. TorchJD's distances are not squared: it may take another row.
 
     Examples:
         >>> import torch, mtlfunc as mf

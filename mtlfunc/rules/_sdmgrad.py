@@ -47,8 +47,7 @@ def sdmgrad(
         Gramian given by hand, as in `mtlfunc.weights`, is taken for J₁J₂ᵀ.
 
     Raises:
-        ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1 or a bad
-            preference.
+        ValueError: for strength < 0, lr <= 0, momentum outside [0, 1), steps < 1, bad preference.
 
     Source:
         Xiao et al. 2023 (SDMGrad), Algorithm 1, which draws new batches at each inner step; scale,

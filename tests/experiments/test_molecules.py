@@ -132,7 +132,7 @@ def test_a_made_up_study(tmp_path, capsys):
     assert "Left out, since a run failed: dwa, uw." in text
     (failed, *_) = train.SINGLE
     record.runs[str(Cell("", failed, "", record.chosen("", failed), 104))] = [0, None, 20, None]
-    with pytest.raises(DataError, match=f"no finite error of {failed}, seed 104: take its line"):
+    with pytest.raises(DataError, match=f"no finite error of {failed}, seed 104: without its line"):
         study.shown(record)
     record.add(Cell("", "mean", "", 0.004, 101), [1.0, 2.0], "here")
     path.write_text(path.read_text(encoding="utf-8").replace("30 epochs", "31 epochs"))

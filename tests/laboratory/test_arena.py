@@ -303,9 +303,7 @@ def null(count: int, rules: int, studies: int, key: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("count", few([6, 8, 11], lambda count: count == 8))
 def test_intervals_over_problems_cover(count):
-    """95 % over 1,000 studies in which no rule is better; four standard errors of that share, .7 %,
-    below. All pairs of nine rules are taken together in the critical difference.
-    """
+    """95 % over 1,000 studies in which no rule is better, to four standard errors, .7 %."""
     places = null(count, 9, 1000, count)
     differs = [result.mean_interval(study[:, 0] - study[:, 1]) for study in places]
     ranks = [result.mean_interval(study[:, 0]) for study in places]
@@ -327,9 +325,7 @@ def made_up_study(key: int) -> list[torch.Tensor]:
 
 
 def test_seed_intervals_hold_the_choice_of_the_learning_rate():
-    """Coverage of what other seeds, tuning seeds among them, give on average: 300 studies, four
-    standard errors of the share, 1.3 %. With the choice fixed it would be less.
-    """
+    """Coverage of what other seeds give on average: 300 studies, to four standard errors, 1.3 %."""
     differences, found, fixed = [], [], []
     for key in range(300):
         scores = made_up_study(1000 + key)

@@ -11,9 +11,7 @@ import pytest
 def every(
     name: str, values: Iterable[Any] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them;
-    without values through those that a parameter of this name lists, as `in_turn` gives them.
-    """
+    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them."""
     known = None if values is None else list(values)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
@@ -45,9 +43,7 @@ def few(values: Iterable[Any], chosen: Callable[[Any], bool]) -> list[Any]:
 
 
 def in_turn(cases: Iterable[Any], options: Iterable[Any], each: int) -> list[Any]:
-    """Pairs for `pytest.mark.parametrize`: every case with a list of `each` of the options, which
-    go round from case to case, and under `exhaustive` with a list of all others.
-    """
+    """Pairs: each case with a list of options, which go round; `exhaustive` has all others."""
     pairs, options = list[Any](), list(options)
     for number, case in enumerate(cases):
         at, name = number * each % len(options), case if isinstance(case, str) else f"case {number}"

@@ -116,9 +116,7 @@ def literal_metric(optimizer: Any, leaf: Tensor) -> Tensor:
 
 
 def cagrad_threshold(gramian: Tensor) -> Tensor:
-    """The least radius c* in [0, 1] at which CAGrad raises no task to first order: ‖v - g₀‖/‖g₀‖,
-    where v is the projection of the mean gradient g₀ on {d: g_t·d >= 0}.
-    """
+    """The least radius c* in [0, 1] at which CAGrad raises no task: ‖v - g₀‖/‖g₀‖, v projected."""
     p = torch.full_like(gramian[0], 1 / len(gramian))
     moved = mf.solvers.auto()(mf.solvers.dual_cone(gramian, p)).weights - p
     square = p @ gramian @ p

@@ -15,9 +15,7 @@ Batch = tuple[Tensor, ...]
 
 
 class Losses:
-    """T losses, quadratic in the outputs of K operations whose inputs are leaves. A batch (s [K],
-    u) moves the inputs of operation k by s_k and scales all of them, the sample, by u.
-    """
+    """T losses, quadratic in the outputs of K operations whose inputs a batch (s, u) moves."""
 
     def __init__(self, names: tuple[str, ...], tasks: int) -> None:
         self.operations, self.tasks = [OPERATIONS[name] for name in names], tasks
