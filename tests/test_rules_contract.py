@@ -169,9 +169,7 @@ def same(one: list[torch.Tensor], two: list[torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_a_rule_says_that_it_reads_is_what_it_reads(name):
-    """NaN or another value in a field that it does not name changes no bit; in one that it names, a
-    value changes the weights. A task that is absent for no reason stands for NaN in `present`.
-    """
+    """NaN or another value in a field that it does not name changes no bit; else one changes it."""
     rule = READERS[name]()
     assert rule.reads is not None
     plain, fields = answers(rule, lambda geometry: geometry), (*FIELDS, *seen(0).extra)

@@ -103,11 +103,10 @@ def found(record: tuned.Record) -> Found:
     except DataError as error:
         waits, (seeds, each) = str(error), accuracies(record, FIRST)
     with suppress(DataError):
-        own, every = accuracies(record, (*each, *SINGLE))
-        if own == seeds:
-            alone = {name: every[name][task] for task, name in enumerate(SINGLE)}
-            base = np.stack([*alone.values()]).mean(-1, keepdims=True)  # one may have broken down
-            deltas = {name: 100 * (1 - x / base).mean((0, 1)) for name, x in each.items()}
+        _, every = accuracies(record, SINGLE)  # of their own seeds, while some wait
+        alone = {name: every[name][task] for task, name in enumerate(SINGLE)}
+        base = np.stack([*alone.values()]).mean(-1, keepdims=True)  # one may have broken down
+        deltas = {name: 100 * (1 - x / base).mean((0, 1)) for name, x in each.items()}
     return Found(seeds, {name: x.mean(0) for name, x in each.items()}, alone, deltas, waits)
 
 
@@ -127,9 +126,9 @@ def shown(record: tuned.Record) -> tuple[str, Figure]:
     parts += [levels_table(rates, every, deltas, SETS)]
     if alone:
         base = np.stack([*alone.values()])
-        off = 100 * np.linalg.norm(half_width(base) / base.mean(-1)) / (base.size / len(seeds))
+        off = 100 * np.linalg.norm(half_width(base) / base.mean(-1)) / base[..., 0].size
         parts[-1] += (
-            "\n\nΔm is what is lost against the networks alone, each by its mean over the seeds, "
+            "\n\nΔm is what is lost against the networks alone, each by its mean over its seeds, "
             f"whose error ({off:.1f} at 95 %) moves all of them together."
         )
     parts += [record.machines()]

@@ -74,6 +74,12 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     rows = power.shown(record)[0]
     assert rows.count("**no gain shown**") == len(power.ARMS)
     assert re.search(r"\| left alone +\|.* \| 1 +\| – +\|", rows)
+    every = [x for each in power.found(record).alone.values() for x in each]
+    off = [t.isf(0.025, 19) * np.std(x, ddof=1) / 20**0.5 / np.mean(x) for x in every]
+    assert f"error ({100 * np.linalg.norm(off) / 6:.1f} at" in " ".join(rows.split())
+    failed = record.runs.pop(str(at))
+    assert len(power.found(record).deltas["uw"]) == 20  # while a network alone waits
+    record.runs[str(at)] = failed
     assert power.found(record).deltas["mean"][0] == pytest.approx(deltas["mean"][0], abs=2)
     job = Cell("mnist", "left alone", "", 0.1, 101)
     record.add(job, power.kept(job, {"score": math.nan, "test": {"left": 0.5}}), "here")

@@ -186,9 +186,7 @@ def test_sum_of_squares_against_a_literal_loop() -> None:
 
 
 def test_a_way_of_one_kick_of_adam_is_rest() -> None:
-    """After many steps of zeros one gradient, however small, moves a place by the step times (1 -
-    β₁)/√(1 - β₂) Σ_k (β₁/√β₂)^k; the distance at contact and this are what counts as rest.
-    """
+    """How far one gradient, however small, moves a place after many steps of zeros."""
     optimizer, x = mf.adam(toy.LR, eps=0.0), {"x": torch.zeros(1, dtype=torch.float64)}
     state = optimizer.init(x)._replace(steps=torch.tensor(50_000))
     for k in range(500):

@@ -26,9 +26,7 @@ sum of few short numbers is exact, the bits of the exponent.
 
 
 def noise(product: Tensor, size: Tensor, seed: int) -> Tensor:
-    """`product` [..., T, T] with last-bit noise that depends on its digits, the place and the seed
-    alone, so that powers of two change no digit; `size` is the same product of absolute values.
-    """
+    """`product` [..., T, T] with last-bit noise that its digits, the place and the seed decide."""
     integer, unit, ending, exponent = BITS[product.dtype]
 
     def bits(matrix: Tensor) -> Tensor:
