@@ -101,9 +101,7 @@ def _curvature(gramian: Tensor, n: Tensor) -> Tensor:
 
 
 def _better_direction(problem: CAGrad, w: Tensor, push: Tensor) -> Tensor:
-    """Of two feasible directions the one with the larger worst rate: from the dual weights, and
-    towards the dual cone.
-    """
+    """The larger worst rate of two feasible directions: of the dual weights, to the dual cone."""
     reach = root(push @ problem.gramian @ push)
     shrink = torch.where(reach > problem.radius, problem.radius / reach.where(reach > 0, 1.0), 1.0)
     recovered, pushed = problem.recover(w), problem.preference + shrink * push

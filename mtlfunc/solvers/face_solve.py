@@ -22,9 +22,7 @@ def lengths(gramian: Float[Tensor, "task task"]) -> Float[Tensor, " task"]:
 
 
 def min_norm_face(problem: MinNorm, support: Bool[Tensor, " task"]) -> Float[Tensor, " task"]:
-    """The w with sum 1, zero off the support, at which wᵀG w is least (Wolfe's affine minimiser);
-    entries may be negative.
-    """
+    """w of sum 1 and either sign on the support with the least wᵀG w (Wolfe's affine minimiser)."""
     x, _ = _affine(problem.gramian, support, torch.zeros_like(problem.gramian[0]))
     return x / x.sum()
 
@@ -79,9 +77,7 @@ def carry_derivatives(value: Tensor, formula: Tensor) -> Tensor:
 
 
 def _affine(gramian: Tensor, support: Tensor, linear: Tensor) -> tuple[Tensor, Tensor]:
-    """Solutions x, y of (G + a11ᵀ) x = a1 and (G + a11ᵀ) y = linear on the support, a = the least
-    squared length there.
-    """
+    """x, y: (G + a11ᵀ) x = a1, (G + a11ᵀ) y = linear on the support; a is its least length²."""
     n = lengths(gramian)
     least = n.where(support, torch.inf).amin()
     e = torch.where(support, least / n, 0.0)

@@ -277,21 +277,18 @@ RESOLUTION = 2.0**-40
 
 
 def resolution(count: int, eps: float) -> float:
-    """δ, the smallest squared sine that a Gramian of `count` tasks with noise `eps` resolves: 4Tε,
-    and in half precision the largest eigenvalue of what the entries were rounded by, √T of one's.
-    """
-    half = eps > torch.finfo(torch.float32).eps
-    return 4 * count * eps * (2 * count**0.5 if half else 1) + RESOLUTION
+    """δ, the smallest squared sine that a Gramian of `count` tasks with noise `eps` resolves."""
+    return 4 * count * eps + RESOLUTION
 
 
 def precision(count: int, dtype: torch.dtype) -> float:
     """ε of a Gramian of `count` tasks in this dtype.
 
     Half precision stores sums that were made in float32, so that there each entry is off by one
-    rounding, however many tasks there are.
+    rounding, however many tasks there are, and eigenvalues of the cosines by half of its √T.
     """
     eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
-    return eps if eps <= single else eps / (8 * count) + single
+    return eps if eps <= single else eps / (4 * count**0.5) + single
 
 
 def rounding(count: int, dtype: torch.dtype) -> float:

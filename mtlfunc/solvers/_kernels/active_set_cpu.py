@@ -31,6 +31,8 @@ INDEFINITE = 1e3
 ROUNDING = 2.2e-16
 """Relative error of a sum in float64, for ‖g_w‖²: the ball shall hold the direction in spite of it.
 """
+SINGLE = 2.0**-23
+"""Float32's ε: a Gramian that was rounded to half precision is solved as it was given."""
 ROUGH_TURNS = 16
 SHARED = 32
 """So many problems with one Gramian in a row, of dual cones, start each from the face of the last:
@@ -534,7 +536,8 @@ def _on_simplex(v: Array, k: Array, m: Array, radius: float, magnitude: float, e
                 for i in range(k[COUNT, SIZE]):
                     level += v[Y, k[INDEX, i]] * v[RATES, k[INDEX, i]]
                 size = magnitude + pull * total
-            noise = 8 * eps * size * (64 if rough else 1)  # in that phase nothing is refined
+            # in the rough phase nothing is refined
+            noise = 8 * min(eps, SINGLE) * size * (64 if rough else 1)
             worst = _price(v, k, count, level, noise, total)
             if not rough and k[COUNT, NEWEST] < 0:
                 return
@@ -610,7 +613,7 @@ def _dual_cone(v: Array, k: Array, m: Array, magnitude: float, eps: float, ridge
                 _, total = _times(v, k, m)
                 for i in range(count):
                     v[RATES, i] += v[BETA, i] + ridge * m[COSINE, i, i] * (v[Y, i] - v[CENTRE, i])
-                noise = 8 * eps * (magnitude + total) * (64 if rough else 1)
+                noise = 8 * min(eps, SINGLE) * (magnitude + total) * (64 if rough else 1)
                 worst = _price(v, k, count, 0.0, noise, 0.0)
                 if not rough and k[COUNT, NEWEST] < 0:
                     break

@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 MIN_NORM, CAGRAD, DUAL_CONE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-INDEFINITE = tl.constexpr(1e3)
+INDEFINITE, SINGLE = tl.constexpr(1e3), tl.constexpr(2.0**-23)
 """As in `active_set_cpu`."""
 
 
@@ -131,7 +131,7 @@ def _solve_face(root, cosine, e, right, ridge):
 @triton.jit
 @no_type_check
 def _add_task(root, cosine, e, here, ridge, squares, floor):
-    """W with the task `here` added to the face, and its pivot: the square of what its row adds."""
+    """W without the task `here`: a reflection leaves its row alone with an entry in its column."""
     column = _column(cosine, here)
     e_here = _entry_at(e, here)
     corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
@@ -262,15 +262,15 @@ def _descend(
         rates = _times(cosine, y)
         total, square = tl.sum(y, axis=0), _dot(y, rates)
         if KIND == MIN_NORM:
-            level, noise = square, 8 * EPS * total
+            level, noise = square, 8 * min(EPS, SINGLE) * total
         elif KIND == CAGRAD:
             pull = tl.where(square > 0, radius / tl.sqrt(tl.where(square > 0, square, 1.0)), 0.0)
             pull = tl.where(held_pull > 0, held_pull, pull)
             rates = beta + pull * rates
-            level, noise = _dot(y, rates), 8 * EPS * (magnitude + pull * total)
+            level, noise = _dot(y, rates), 8 * min(EPS, SINGLE) * (magnitude + pull * total)
         else:
             rates = beta + rates + delta * squares * (y - centre)
-            level, noise = zero, 8 * EPS * (magnitude + total)
+            level, noise = zero, 8 * min(EPS, SINGLE) * (magnitude + total)
         if KIND == DUAL_CONE:
             violation = -rates - noise
         else:
