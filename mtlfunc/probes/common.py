@@ -24,7 +24,7 @@ from ..gradients.levels import without_trace
 from ..gradients.losses import Losses, Tasks, expect_weightings, flat_weightings, parse_losses
 from ..gradients.operator import Engine, Measurement, TaskJacobian
 from ..gradients.run import Forward, TracedForward, check_connected, run
-from ..processes import ALONE, Group, Ranks, check_group, mask_of
+from ..processes import ALONE, Group, Ranks, Shares, check_group, mask_of
 from ..types import Batch, Geometry, Heads, LossesFn, Metric, Params, Rows, Select, TaskGradients
 
 Present = Callable[[Batch], Tensor]
@@ -123,9 +123,8 @@ class Run:
         counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
         scale = shares.scale(forward.value)
-        # a backward of somebody's own may talk to the other ranks, as SyncBatchNorm's does
-        alike = self.union.size > 1 and forward.graph.has_custom_backward
-        left_out = shares.left_out(alike=alike)
+        several = self.union.size > 1
+        left_out = shares.left_out(joint_passes(forward, shares) if several else None)
         refuse_constant(forward, shares.here)
         return TaskJacobian(
             forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
@@ -395,6 +394,24 @@ def check_leak(found: Measurement, *gradients: Tensor) -> None:
             "labels with torch.where before the sum, or divide by count.clamp_min(1), or return "
             "separate losses (a tuple or dict), of which the absent ones are left out"
         )
+
+
+def joint_passes(forward: Forward, shares: Shares) -> Tensor | None:
+    """Bool[task], whose backward passes every rank runs, as somebody's own backward in them may
+    talk to the others; None for none. Raises an error where it does and this rank cannot.
+    """
+    graph, edges = forward.graph, forward.edges
+    if not graph.has_custom_backward or shares.here is None or shares.present is None:
+        return None
+    able = forward.value.isfinite().to(shares.here.device)
+    able &= able.new_tensor([edges is None or edges[t] is not None for t in range(len(able))])
+    if graph.talks and bool((shares.present & ~shares.here & ~able).any()):
+        raise ValueError(
+            "present: another rank has labels of a task, whose backward pass talks to this one (as "
+            "of SyncBatchNorm), and its loss here is not finite or has no graph; compute it from "
+            "the network and divide by count.clamp_min(1)"
+        )
+    return able
 
 
 def refuse_constant(forward: Forward | TracedForward, here: Tensor | None) -> None:

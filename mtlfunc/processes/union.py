@@ -116,14 +116,16 @@ class Shares(NamedTuple):
             return None if summed else _as(self.share, losses)
         return None if here is None or all_present(here) else here.to(losses)
 
-    def left_out(self, *, alike: bool) -> frozenset[int]:
-        """Tasks without labels whose separate losses need no pass, as far as that can be seen; with
-        `alike` the same on all ranks, whose backward passes may talk to each other.
+    def left_out(self, passes: Tensor | None = None) -> frozenset[int]:
+        """Tasks without labels whose separate losses need no pass, as far as that can be seen. Of
+        those that have labels on some rank `passes` [task] take part all the same.
         """
-        here = self.present if alike else self.here
+        here = self.here
         if here is None or not is_readable(here):
             return frozenset()
-        return frozenset(t for t, labelled in enumerate(here.tolist()) if not labelled)
+        if passes is not None and self.present is not None:
+            here = here | (self.present & passes)
+        return frozenset(t for t, needed in enumerate(here.tolist()) if not needed)
 
     def summed(
         self, found: Any, *, whole: bool, metric: Metric | None, dtype: torch.dtype | None

@@ -1,6 +1,4 @@
-"""What every process of `test_distributed.py` runs; by itself, one function of this module:
-`python -m tests.support.ranks FUNCTION RANK SIZE FOLDER` on every rank.
-"""
+"""What every process of `test_distributed.py` runs: a function, rank, size and folder."""
 
 import os
 import re
@@ -24,6 +22,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from mtlfunc.gradients.losses import parse_losses
+from mtlfunc.gradients.run import live
+from mtlfunc.probes.common import joint_passes
+from mtlfunc.processes import ALONE, Shares
 from mtlfunc.processes.union import union_of
 from mtlfunc.types import Metric
 from tests.support import ROOT
@@ -270,35 +272,48 @@ def unlabelled_modules(rank: int, size: int) -> None:
 
 
 class Summed(torch.autograd.Function):
-    """x summed over a group, and so is its gradient, as in SyncBatchNorm."""
+    """x summed over a group, and so is its gradient, as in SyncBatchNorm; None talks to nobody."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
         ctx.group, total = group, x.clone()
-        dist.all_reduce(total, group=group)
+        if group is not None:
+            dist.all_reduce(total, group=group)
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        dist.all_reduce(total := grads[0].clone(), group=ctx.group)
-        return total, None
+        return Summed.forward(ctx, grads[0], ctx.group), None
 
 
 def talking_backward(rank: int, size: int) -> None:
-    """The network takes a mean over all ranks; some lack a task's labels."""
+    """The network takes a mean over all ranks, some without a task's labels; or nothing talks."""
     whole, mine = uneven(rank, size)
 
-    def step(group: Any, batch: Any) -> list[Any]:
+    def step(group: Any, batch: Any, talks: bool = True) -> list[Any]:
         net, counts = TrunkAndHeads(0), labels_in(batch)
-        h = net.trunk(batch[0])
-        sums: Any = Summed.apply(torch.cat([h, torch.ones_like(h)], 1).sum(0), group)
-        h = (h - sums[: h.shape[1]] / sums[-1]).tanh()
-        losses = means([head(h) for head in net.heads], batch[1])
+        h, talking = net.trunk(batch[0]), group if talks else None
+        sums: Any = Summed.apply(torch.cat([h, torch.ones_like(h)], 1).sum(0), talking)
+        h = (h - sums[: h.shape[1]] / sums[-1] if talks else h * sums[-1] / len(h)).tanh()
+        losses = means([head(h) for head in net.heads], batch[1], least=talks)
         info = mf.Balancer(net, mf.mgda(), TRUNK, group=group).backward(losses, present=counts)
         return [info.losses, info.gramian, *(leaf.grad for leaf in net.trunk.parameters())]
 
     for union, own in zip(whole, mine, strict=True):
         same(step(world(), own), step(alone(), union), torch.float64)
+    # a mean over no labels is left out
+    same(step(world(), mine[0], False), step(alone(), whole[0], False), torch.float64)
+    leaf, here = torch.ones(2, requires_grad=True), torch.tensor([True, False])
+    shares = Shares(ALONE, 0.5, here, here | True)
+
+    def joint() -> Any:
+        quiet: Any = Summed.apply(leaf, None)
+        forward = live(parse_losses([quiet.sum(), quiet.mean() / 0]), {"leaf": leaf})
+        return joint_passes(forward, shares)
+
+    assert joint().tolist() == [True, False]
+    Summed.__name__ = "SyncBatchNorm"  # which is known to talk
+    fails(joint, "present: another rank", "clamp_min")
 
 
 def weighed(rank: int, size: int) -> None:
