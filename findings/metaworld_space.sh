@@ -9,9 +9,9 @@
 # the same holds for gym.make("Meta-World/MT1"), where gymnasium's passive checker warns; the vector
 # environments of MT10 say nothing.
 #
-# Why it matters: what clips, rescales or allocates by the declared space sets the goals of all
-# tasks to zero. One policy then solves ten tasks without seeing what any of them asks for, and
-# conflict between tasks is measured that the data do not have.
+# Why it matters: what clips to the declared space sets the goals of all tasks to zero, and what
+# rescales by it divides by zero. A policy of clipped observations solves ten tasks without seeing
+# what any of them asks for, and conflict between tasks is measured that the data do not have.
 #
 # Exits 0 while this is so, 1 where it changes, 2 where the packages cannot be installed.
 set -euo pipefail

@@ -1,6 +1,4 @@
-"""Which tests are run; hypothesis draws the same examples on every machine; `MTLFUNC_TYPES=1` has
-shapes enforced, a seed in `MTLFUNC_NUDGE` adds last-bit noise (`test_elsewhere.py` does both).
-"""
+"""Which tests are run, with which examples, types (MTLFUNC_TYPES) and noise (MTLFUNC_NUDGE)."""
 
 import os
 from contextlib import nullcontext

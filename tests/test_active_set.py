@@ -418,9 +418,7 @@ def exact_projection(J):
 @pytest.mark.usefixtures("roundings")
 @pytest.mark.parametrize("opening", OPENINGS)
 def test_aggregate_is_exact_as_far_as_its_gramian_resolves_the_cone(opening):
-    """With s a face's least singular value (unit rows) the proximal steps leave (δ/(s² + δ))² of
-    each of its T constraints, and rounding Tε/(s² + δ). No task is hurt by more than √δ‖g_t‖‖g₀‖.
-    """
+    """Proximal steps leave (δ/(s² + δ))² of a constraint: none is hurt by more than √δ‖g_t‖‖g₀‖."""
     delta = resolution(4, EPS)
     for seed in range(10):
         J = almost_antiparallel(opening, seed)

@@ -82,10 +82,7 @@ VARIANTS = [pytest.param(x, NESTINGS, id=x, marks=LATER) for x in SMOOTH if "-" 
 
 @pytest.mark.parametrize(("rule", "nestings"), [*in_turn(PLAIN, NESTINGS, 2), *VARIANTS])
 def test_second_derivatives_of_rules(rule, nestings):
-    """Of order two in every nesting; H = 1e-4.
-    Where a rule solves with cvx, the answers are as exact as its support is: the face solve is
-    made again. The difference is then taken on the rule that solves by faces.
-    """
+    """Of order two in every nesting; H = 1e-4; by faces where a rule solves with cvx."""
     f = curve(RULES[rule].make())
     smooth = curve(RULES[rule.removesuffix("-cvx")].make())
     # Truncation H² = 1e-8 and rounding 1e-13/H, times derivatives two orders higher.

@@ -32,9 +32,7 @@ def tie_tolerance(solver):
 
 
 def apart(solver, problem, mine, alone):
-    """How far two answers' weights may differ. A gap tells an argument to √(2·gap/μ), μ the least
-    curvature on the feasible set; weights follow it by the Jacobian of `recover`. Twice for both.
-    """
+    """How far weights may differ: √(2·gap/μ) of an argument by the Jacobian of `recover`, twice."""
     tolerance = tie_tolerance(solver)
     if not (SOLVERS[solver].objective or chooses(solver)):
         return tolerance  # exact to rounding, or no promise but the same steps

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "table.md, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
-        "on the problems that every rule has met, and the same command, without --fresh, goes on.",
+        "(not with --fresh) on the problems that every rule has met; the same command goes on.",
     )
     add = parser.add_argument
     said = "a rule of yours, one of those that mf.arena takes, no dict; repeatable"

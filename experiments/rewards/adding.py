@@ -13,7 +13,7 @@ PLUS, EQUALS, OPEN, CLOSE, END = range(10, 15)
 TOKENS, LONGEST, ASKED = 15, 5, 4
 REWARDS = ("correctness", "format", "length")
 PROBLEMS = ("limit", "cost")
-"""An answer is short enough with four tokens, as a right one in brackets; or each costs a fifth."""
+"""An answer is short enough with four tokens, as a right one in brackets; or a token costs .2."""
 
 
 class Policy(nn.Module):

@@ -209,7 +209,7 @@ def delta_m(
             "metrics, baselines and higher_is_better must have the same names, got "
             f"{sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
         )
-    if odd := [x for x in higher_is_better.values() if x not in (0, 1)]:
+    if odd := [x for x in higher_is_better.values() if np.ndim(x) or x not in (0, 1)]:
         raise ValueError(f"higher_is_better: expected True or False, got {odd[0]!r}")
     if zero := [name for name in baselines if baselines[name] == 0]:
         raise ValueError(f"baselines: {zero[0]!r} is 0, so a relative change is undefined")

@@ -67,9 +67,7 @@ def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _factor(matrix: Tensor) -> Tensor:
-    """L with L Lᵀ = the matrix, a column a task, that of the largest pivot first; columns of pivots
-    that are rounding are 0.
-    """
+    """L with L Lᵀ = the matrix, the largest pivot first; columns of pivots of rounding are 0."""
     count, columns = matrix.shape[-1], []
     noise = count * torch.finfo(matrix.dtype).eps * matrix.diagonal(0, -2, -1)
     for _ in range(count):

@@ -36,9 +36,7 @@ class BySamples:
     dtype: torch.dtype | None  # of a Gramian; None is the parameters' own, at least float32
 
     def products(self, of: Collection[str]) -> Iterator[tuple[Deltas, Form, bool]]:
-        """The groups `of` some leaves with a part of their own in a Gramian, and whether it is that
-        of their calls' bias as well.
-        """
+        """Groups `of` leaves with their own part in a Gramian, and if it is their biases' too."""
         biases = Plan(tuple([pair for pair in self.plan.tapped if pair[0].leaf in of])).biases
         for each, (group, form) in zip(self.groups, self.plan.tapped, strict=True):
             if group.leaf in of and group.name not in biases:
@@ -65,9 +63,7 @@ class BySamples:
         return group.dtype in HALF and self.wide == torch.float32
 
     def rows(self, names: Sequence[str], mix: Tensor, chunk: int | None = None) -> Rows:
-        """[row, *shape] of these leaves from `mix` [row, sample·part]: made of those of
-        the samples, or by one pass per row.
-        """
+        """[row, *shape] by `mix` [row, sample·part]: of samples' gradients, or one pass a row."""
         known, wide = {each.group.leaf for each in self.groups}, wide_of(self.backward.params)
         found = self.passed([name for name in names if name not in known], mix, chunk)
         mix = mix.to(wide)

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ..core.checks import check_scalar, normalized_preference
+from ..core.checks import check_scalar, check_tensor, normalized_preference
 from ..solvers.problems import or_one, root
 from ..types import Info, NewtonError, Scalar
 
@@ -45,13 +45,13 @@ def newton_error(
         )
     omega, losses = normalized_preference(preference, torch.ones_like(info.losses)), info.losses
     if present is not None:
+        check_tensor(present, "present", "[task]", losses.shape)
         omega, losses = omega.where(present, 0.0), losses.where(present, 0.0)
     share = root(omega.double() / or_one(omega.amax()))
     length = root(gramian.diagonal())
     longest = or_one((share * length).amax().square())
     damped = damping * longest * ((w := info.weights.double()) / or_one(share))
     missing = share * (losses.double() - info.rates.double()) - damped
-    eps = torch.finfo(info.gramian.dtype).eps
-    noise = eps * (share * length).norm() * (length * w.abs()).sum()
+    noise = torch.finfo(info.gramian.dtype).eps * (share * length).norm() * (length @ w.abs())
     size = or_one((share * losses.double()).norm())
     return NewtonError(missing.norm() / size, noise / size)

@@ -169,9 +169,7 @@ def stateless(f: Callable[..., Tensor]) -> Rule:
 
 
 def as_rule(rule: Any) -> Rule:
-    """A rule from a rule, a function without arguments that makes one, or one for `stateless`;
-    raises an error for anything else.
-    """
+    """The rule of a rule, a maker without arguments, or a function for `stateless`; or an error."""
     if isinstance(rule, Rule):
         return rule
     if not callable(rule):

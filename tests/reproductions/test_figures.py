@@ -309,9 +309,7 @@ def test_toy_of_one_rule_is_the_report_s() -> None:
 
 @pytest.mark.parametrize("crossing", [False, True])
 def test_definition_3_is_the_derivative_of_the_mean_gradient(crossing: bool) -> None:
-    """g·d/dε of the mean of ∇L over the step from θ + εg, by sums over many points of it. A high
-    floor lets the sums see it; their error is the points' spacing at jumps of ∇L, and that of ε.
-    """
+    """g·d/dε of the mean of ∇L over the step from θ + εg, by sums over many points of it."""
     floor, count = 0.3, 400_001
     start = torch.tensor([0.3, -0.4] if crossing else [2.5, 1.0], dtype=torch.float64)
     after = start + torch.tensor([0.9 if crossing else 0.1, 0.7], dtype=torch.float64)

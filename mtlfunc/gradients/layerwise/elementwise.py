@@ -70,9 +70,7 @@ def shift(operand: Operand, op: str, count: int, channel: int | None = None) -> 
 def _local(
     operand: Operand, op: str, summand: Summand, count: int, channel: int | None, *layout: str
 ) -> Use:
-    """The leaf spans the last `count` axes of the output, or its axis `channel`, after which all
-    axes are inner positions.
-    """
+    """The leaf spans the output's last `count` axes, or its `channel`, before inner positions."""
     out = operand.out
     axes = tuple(range(len(out) - count)) if channel is None else (0,)
     inner = 1 if channel is None else math.prod(out[2:])

@@ -43,9 +43,7 @@ class SamplesMix(Exception):
 
 
 def refusal(graph: Graph, losses: Tensor, use: Use) -> ValueError:
-    """What is said of samples that mix in the output of a call: the operation nearest to the
-    losses in which they do.
-    """
+    """For an error: the operation nearest to the losses in which samples mix."""
     causes: dict[Node, Node] = {}
     walk(tuple(graph.reach), [_root(losses, len(losses))], lambda *_: None, causes)
     cause, where = causes.get(use.edge.node), f"at {use.part.leaf} ({use.op}), in another order"

@@ -332,9 +332,7 @@ def widest(device: str) -> torch.dtype:
 
 
 def is_widened(group: Group, device: str, plain: bool) -> bool:
-    """Whether its products of samples need another dtype: what is left of those that cancel has
-    fewer digits than they had.
-    """
+    """Whether products of samples need another dtype: what cancels leaves fewer digits."""
     kept = group.dtype in HALF and plain
     return not kept and torch.finfo(group.dtype).eps > torch.finfo(widest(device)).eps
 

@@ -201,9 +201,7 @@ def _look_up(operand: Operand, op: str, indices: Tensor, varied: Callable[[Tenso
 def _windows(
     x: Tensor, groups: int, kernel: Any, stride: Any, padding: Any, dilation: Any, keep: Any = None
 ) -> Tensor:
-    """Every window that a convolution sees: [N, C, *space] to [N, position, group, channel and
-    entry of the window].
-    """
+    """The windows of a convolution: [N, C, *space] to [N, position, group, channel and entry]."""
     pads = [n for each in reversed(padding) for n in (each, each)]
     x = F.pad(x, pads) if any(pads) else x
     for axis, (k, s, d) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):

@@ -1,6 +1,4 @@
-"""Compiled loops of PCGrad and GradVac: all on unit gradients, so that every product with one of
-them is a cosine times a length.
-"""
+"""Compiled loops of PCGrad and GradVac on unit gradients, whose products are cosines."""
 
 import numpy as np
 
