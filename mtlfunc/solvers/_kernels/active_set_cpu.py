@@ -78,9 +78,7 @@ largest a on the face, and r/‖g_z‖ of CAGrad's minimiser z on the face and o
 
 @_jit
 def _scale(gramian: Array, v: Array, k: Array, m: Array) -> tuple[float, bool, bool, bool]:
-    """Fill C and a; return min(n), whether all entries are finite, whether a diagonal entry is
-    negative, and whether one is zero.
-    """
+    """Fill C, a; return min(n), if entries are finite, a diagonal one negative, and one zero."""
     count = m.shape[1]
     least, finite, negative, zero = np.inf, True, False, False
     for i in range(count):
