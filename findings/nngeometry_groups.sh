@@ -5,8 +5,9 @@
 # A Conv1d or Conv2d is described by its channels and its kernel, without `groups`: its columns are
 # those of a kernel between all channels, and those between groups, which are no parameters, are not
 # zero. An nn.Parameter of a module with children has no columns at all (a leaf module with unknown
-# parameters is refused). Seen for networks of two outputs (five in the last row) and three samples, the columns, the
-# parameters, and the largest error of the Gramian J Jᵀ over its largest entry, beside a loop:
+# parameters is refused). Seen for networks of two outputs (five in the last row) and three samples,
+# the columns, the parameters, and the largest error of the Gramian J Jᵀ over its largest entry,
+# beside a loop:
 #                                              columns  parameters  error
 #     Conv2d(4, 4, 3), Linear                      278         278    .00
 #     Conv2d(4, 4, 3, groups=2), Linear            278         206    .19

@@ -70,7 +70,7 @@ def sample_gramian(
     samples=True)` names them).
 
     Args:
-        losses_fn: `(params, batch) -> [sample]` or `[sample, task]`, i of sample i alone.
+        losses_fn: `(params, batch) -> [sample]` or `[sample, task]`, row i of sample i only.
         params: `{name: tensor}`, where to differentiate.
         batch: handed to `losses_fn`.
         shared: as in `task_gramian`.

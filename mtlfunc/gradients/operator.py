@@ -120,7 +120,7 @@ class TaskJacobian:
             gramian: J P Jᵀ is wanted.
             rows: all rows are wanted; else they are made where that is cheapest.
             combine: `combine` of the answer will be called.
-            heads: what `combine` gives to the other leaves, as in `mtlfunc.jacobian`; else None.
+            heads: what the other leaves get, as in `mtlfunc.jacobian`; None leaves them out.
             dtype: of the Gramian's accumulation; None is the rows' own, at least float32.
 
         Returns:

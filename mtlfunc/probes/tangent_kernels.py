@@ -34,7 +34,7 @@ def kernel_traces(
         residuals: one function `(params, batch) -> [n_k]` a task, in the order of the losses: the
             signed residuals, of which the loss is the mean square.
         probe: any probe whose rows are the tasks, such as `mtlfunc.losses_only()`.
-        trace: "sum" over a term's points, as published, or "mean", of any number.
+        trace: "sum" over a term's points, as published, or "mean", whatever their number.
         engine: as in `mtlfunc.sample_norms`; "rows" for residuals that share a mean over points.
 
     Returns:

@@ -40,8 +40,8 @@ def active_set() -> Solver:
 
     min_norm is solved by Wolfe's algorithm, dual_cone by Lawson and Hanson's, cagrad by the same
     loop with the closed-form minimiser of its dual on a face. A task enters by the cosine of its
-    violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the machine epsilon of the
-    Gramian's dtype: no absolute number, so no scale at which the answer changes. At
+    violation and all thresholds are multiples of ε·‖g_t‖·Σ w_s‖g_s‖, ε the Gramian's dtype's (who
+    enters: float32's at most): no absolute number, so no scale at which the answer changes. At
     Pareto-stationary points, where CAGrad's dual weights say nothing of d, the answer is the
     projection on the dual cone, if the ball holds it. What exact means where the dual cone is
     thinner than the Gramian resolves is said in `mtlfunc.solvers.problems`.

@@ -11,7 +11,7 @@ import pytest
 def every(
     name: str, values: Iterable[Any] | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Like `pytest.mark.parametrize(name, values)`, but one case that goes through all of them."""
+    """`pytest.mark.parametrize` in one case, through `values`, or what this parameter lists."""
     known = None if values is None else list(values)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:

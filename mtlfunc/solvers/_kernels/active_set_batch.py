@@ -17,7 +17,7 @@ def solve(
     both; an array of batch length 1 is shared by all.
 
     Args:
-        gramian: float64 `[batch, T, T]`, contiguous; or `[batch / r, T, T]`, for r in a row.
+        gramian: float64 `[batch, T, T]`, contiguous; or `[batch / r, T, T]`, each for r in a row.
         vector: float64 `[batch, T]`: weights (dual cone) or preference (CAGrad).
         c: float64 `[batch]`: CAGrad's radius.
         eps: noise level of the Gramian's entries, the epsilon of the dtype it was computed in.

@@ -131,7 +131,7 @@ def _solve_face(root, cosine, e, right, ridge):
 @triton.jit
 @no_type_check
 def _add_task(root, cosine, e, here, ridge, squares, floor):
-    """W without the task `here`: a reflection leaves its row alone with an entry in its column."""
+    """W with the task `here` added to the face, and its pivot: the square of what its row adds."""
     column = _column(cosine, here)
     e_here = _entry_at(e, here)
     corner = _entry_at(column, here) + e_here * e_here + ridge * _entry_at(squares, here)
@@ -147,9 +147,7 @@ def _add_task(root, cosine, e, here, ridge, squares, floor):
 @triton.jit
 @no_type_check
 def _drop_task(root, here):
-    """W with the task `here` taken off the face: a reflection of the rows leaves only its own with
-    an entry in its column.
-    """
+    """W without the task `here`: a reflection leaves its row alone with an entry in its column."""
     p = tl.sum(tl.where(here[None, :], root, 0.0), axis=1)
     own, length = _entry_at(p, here), tl.sqrt(_dot(p, p))
     v = tl.where(here, p + tl.where(own < 0, -length, length), p)
