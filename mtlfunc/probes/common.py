@@ -123,8 +123,8 @@ class Run:
         counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
         scale = shares.scale(forward.value)
-        several = self.union.size > 1
-        left_out = shares.left_out(joint_passes(forward, shares) if several else None)
+        passes = joint_passes(forward, shares) if self.union.size > 1 else None
+        left_out = shares.left_out(passes)
         refuse_constant(forward, shares.here)
         return TaskJacobian(
             forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
@@ -397,21 +397,22 @@ def check_leak(found: Measurement, *gradients: Tensor) -> None:
 
 
 def joint_passes(forward: Forward, shares: Shares) -> Tensor | None:
-    """Bool[task], whose backward passes every rank runs, as somebody's own backward in them may
-    talk to the others; None for none. Raises an error where it does and this rank cannot.
+    """Bool[task], passes that this rank runs for others' labels, as a backward in them may talk to
+    those (`Graph.talks`); None for none. Raises an error where it does and this rank cannot.
     """
-    graph, edges = forward.graph, forward.edges
-    if not graph.has_custom_backward or shares.here is None or shares.present is None:
+    talks, edges = forward.graph.talks, forward.edges
+    if talks is False or shares.here is None or shares.present is None:
         return None
     able = forward.value.isfinite().to(shares.here.device)
     able &= able.new_tensor([edges is None or edges[t] is not None for t in range(len(able))])
-    if graph.talks and bool((shares.present & ~shares.here & ~able).any()):
+    asked = shares.present & ~shares.here
+    if talks and bool((asked & ~able).any()):
         raise ValueError(
             "present: another rank has labels of a task, whose backward pass talks to this one (as "
             "of SyncBatchNorm), and its loss here is not finite or has no graph; compute it from "
             "the network and divide by count.clamp_min(1)"
         )
-    return able
+    return asked & able
 
 
 def refuse_constant(forward: Forward | TracedForward, here: Tensor | None) -> None:

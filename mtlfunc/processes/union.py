@@ -117,14 +117,11 @@ class Shares(NamedTuple):
         return None if here is None or all_present(here) else here.to(losses)
 
     def left_out(self, passes: Tensor | None = None) -> frozenset[int]:
-        """Tasks without labels whose separate losses need no pass, as far as that can be seen. Of
-        those that have labels on some rank `passes` [task] take part all the same.
-        """
+        """Tasks, but `passes` [task], whose separate losses are seen to need no pass for labels."""
         here = self.here
         if here is None or not is_readable(here):
             return frozenset()
-        if passes is not None and self.present is not None:
-            here = here | (self.present & passes)
+        here = here if passes is None else here | passes
         return frozenset(t for t, needed in enumerate(here.tolist()) if not needed)
 
     def summed(

@@ -301,19 +301,19 @@ def talking_backward(rank: int, size: int) -> None:
 
     for union, own in zip(whole, mine, strict=True):
         same(step(world(), own), step(alone(), union), torch.float64)
-    # a mean over no labels is left out
     same(step(world(), mine[0], False), step(alone(), whole[0], False), torch.float64)
-    leaf, here = torch.ones(2, requires_grad=True), torch.tensor([True, False])
-    shares = Shares(ALONE, 0.5, here, here | True)
+    leaf, here = torch.ones(2, requires_grad=True), torch.tensor([False, False])  # others have
 
     def joint() -> Any:
         quiet: Any = Summed.apply(leaf, None)
-        forward = live(parse_losses([quiet.sum(), quiet.mean() / 0]), {"leaf": leaf})
-        return joint_passes(forward, shares)
+        losses = parse_losses([quiet.sum(), quiet.mean() / 0])  # a mean over no labels is left out
+        return joint_passes(live(losses, {"leaf": leaf}), Shares(ALONE, 0.5, here, ~here))
 
     assert joint().tolist() == [True, False]
-    Summed.__name__ = "SyncBatchNorm"  # which is known to talk
+    Summed.__name__ = "SyncBatchNorm"
     fails(joint, "present: another rank", "clamp_min")
+    Summed.__name__, Summed.__module__ = "_DDPSink", DistributedDataParallel.__module__
+    assert joint() is None  # which is known to talk to nobody
 
 
 def weighed(rank: int, size: int) -> None:

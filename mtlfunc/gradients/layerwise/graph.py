@@ -134,14 +134,18 @@ class Graph:
     @cached_property
     def has_custom_backward(self) -> bool:
         """Whether somebody's own backward is among the nodes, a compiled one too."""
-        return _has_custom(self.kinds)
+        return bool(_custom(self.kinds))
 
     @property
-    def talks(self) -> bool:
-        """Whether some backward is known to exchange numbers with other processes."""
-        owners = [getattr(kind, "_forward_cls", kind) for kind in self.kinds]
-        every = [f"{x.__name__} {x.__module__}" for x in owners]
-        return any("SyncBatchNorm " in x or " torch.distributed" in x for x in every)
+    def talks(self) -> bool | None:
+        """Whether a backward exchanges numbers with other processes; None for somebody's own, which
+        may. Of torch's it is known: those of its wrappers and compiled functions do not.
+        """
+        owners = [getattr(kind, "_forward_cls", kind) for kind in _custom(self.kinds)]
+        every = [f"{x.__module__}.{x.__name__}" for x in owners]
+        if any(x.startswith("torch.distributed.") or x.endswith(".SyncBatchNorm") for x in every):
+            return True
+        return None if any(not x.startswith("torch.") for x in every) else False
 
     @cached_property
     def outputs(self) -> list[tuple[Node, int]]:
@@ -210,8 +214,8 @@ def _has(kinds: frozenset[type], trait: Trait) -> bool:
 
 
 @lru_cache(64)
-def _has_custom(kinds: frozenset[type]) -> bool:
-    return any(issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction" for x in kinds)
+def _custom(kinds: frozenset[type]) -> list[type]:
+    return [x for x in kinds if issubclass(x, BackwardCFunction) or x.__name__ == "CppFunction"]
 
 
 def _is_channels_last(node: Node) -> bool:
