@@ -91,7 +91,7 @@ derivatives away from kinks; *computes*: finite weights at every T that is tried
 float32, for zero gradients and for losses of 0 or below (or a refusal), NaN for NaN, vmap equals
 loop, pure, states that can be saved, no weight for absent tasks. T is 1 to 8, two numbers between
 and 128. A rule with state is tested over three updates, its weights for finite numbers over
-sixteen. A ✗ does not hang on the last bits: it stays when gradients and losses move by 1e-13 of
+32. A ✗ does not hang on the last bits: it stays when gradients and losses move by 1e-13 of
 their size. `mf.audit(rule)` shows the smallest counterexample of every ✗."""
 
 

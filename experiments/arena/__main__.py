@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "table.md, and prints the table.",
         epilog="A rule that raises, gives NaN or diverges is shown as that and ranks last there. "
         "Ctrl-C and SIGTERM (exit status 130, 143) keep all that is finished, report "
-        "(not with --fresh) on the problems that every rule has met; the same command goes on.",
+        "(not with --fresh) on what every rule has met; the same command without --fresh goes on.",
     )
     add = parser.add_argument
     said = "a rule of yours, one of those that mf.arena takes, no dict; repeatable"
@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--budget", type=positive, metavar="X", help="times the usual steps (default: 1)")
     command.add_workers(parser, usual=None)
     add("--device", type=device, default="cpu", help="a torch device (default: cpu)")
-    add("--fresh", action="store_true", help="run again even what has not changed")
+    add("--fresh", action="store_true", help="drop what is kept, and run it again")
     said = "where results go (default: experiments/arena/out; its folders quick for --quick, and "
     said += "in them cuda for a device)"
     add("--out", type=Path, metavar="DIR", help=said)

@@ -21,7 +21,7 @@ def conflict(gramian: Float[Tensor, "n n"], tasks: int, level: Scalar = 0.95) ->
 
     A verdict is withheld where few samples make up the noise. With a_b the change of U when sample
     b is left out, they are about (Σ a_b²)² / Σ a_b⁴, a third of B for Gaussian noise; the interval
-    holds only if there are several, and a verdict takes at least 6. So fewer than about 16 samples
+    holds only if there are several, and a verdict takes at least 6. So fewer than about 10 samples
     hardly ever have one. What no product shows, no test sees: among B samples are fewer than two of
     a kind whose share is below `rare`, with a probability of more than 1 - level, and the product
     of two is then in no sum (at 95 % `rare` is 0.14 for 32 samples, 0.037 for 128). A verdict

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_gramian, poison
+from ..core.checks import check_gramian, check_tensor, poison
 from ..types import SampleNoise
 
 
@@ -95,6 +95,8 @@ def noise_scale(
     """
     if size < 1:
         raise ValueError(f"size: expected a number of samples >= 1, got {size}")
+    check_tensor(samples, "samples", "[n, n], or of lengths with total")
+    check_tensor(total if total is not None else samples, "total", "0-d or [task]")
     if total is None:
         signal, noise, _, _ = sample_noise(samples, tasks)
     elif samples.shape[1:] == total.shape and len(samples) > 1 and tasks == 1:

@@ -162,13 +162,19 @@ def absences(count: int) -> list[list[int]]:
 def check_absent(harness: Harness) -> Finding:
     """Absent tasks get weight 0, the others what they get alone; with no task present all are 0.
 
-    Only the zeros if the rule draws random numbers: alone, the others draw other numbers. The check
-    does not apply if the rule refuses, outside a vmap, that one task of several is absent: by a
-    ValueError or NotImplementedError; any other error is a defect.
+    Only the zeros if the rule draws random numbers: alone, the others draw other numbers. T are
+    those of which the rule also takes two less. The check does not apply if it refuses, outside a
+    vmap, that one is absent: by a ValueError or NotImplementedError; other errors are defects.
     """
-    first, draws = harness.pool(3).cases.at(0), harness.draws
+    draws = harness.draws
+    takes = [count for count in EVERY if bool(harness.pool(count).valid.any())]
+    tasks = tuple([count for count in takes if count > 1 and max(count - 2, 1) in takes])
+    if not tasks:
+        raise Inapplicable("no number of tasks that the rule takes with and without two of them")
+    pool = harness.pool(tasks[:2][-1])
+    first = pool.cases.at(int(pool.valid.int().argmax()))
     try:
-        harness.weigh(*first, present=torch.arange(3) > 0)
+        harness.weigh(*first, present=torch.arange(len(first.jacobian)) > 0)
     except (ValueError, NotImplementedError) as error:
         why = "the rule refuses batches in which a task is absent"
         raise Inapplicable(f"{why}: {describe_error(error)}") from error
@@ -204,7 +210,7 @@ def check_absent(harness: Harness) -> Finding:
             said.append(f"weights are {{after}} with {tasks} absent{others}")
         return [*said[:-1], "weights are {after} with no task present"]
 
-    check = Check("absent tasks", run, sentences, tasks=SEVERAL, most=40, contract=True)
+    check = Check("absent tasks", run, sentences, tasks=tasks, most=40, contract=True)
     return search(harness, check)
 
 

@@ -67,7 +67,7 @@ def source(jacobian: Float[Tensor, "task param"]) -> str:
     for family, size in itertools.product(FAMILIES, (1, 8) if count > 3 else ()):
         for i, made in enumerate(generic(family, count, size)):
             if trimmed(made).shape == jacobian.shape and torch.equal(trimmed(made), jacobian):
-                return f'mtlfunc.audit.instances.generic("{family}", {count}, {size})[{i}]'
+                return f'generic("{family}", {count}, {size})[{i}]'
     if count > 3 and torch.equal(jacobian, torch.eye(count, dtype=jacobian.dtype)):
         return f"torch.eye({count}, dtype=torch.float64)"
     return ""

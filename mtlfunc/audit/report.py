@@ -31,7 +31,7 @@ class Row:
     def literal(self) -> str:
         """The counterexample as code, for `mtlfunc.aggregate(rule, …)`; empty if there is none.
 
-        Of many tasks it is the call that makes it.
+        Of many tasks it is a call, after `from mtlfunc.audit.instances import generic`.
         """
         return "" if self.jacobian is None else source(self.jacobian) or literal(self.jacobian)
 
@@ -97,9 +97,10 @@ class Report(Printed):
         return lines
 
     def _remarks(self) -> list[str]:
-        failing = any(row.status == "fails" for row in self.rows)
+        failing = [row.literal for row in self.rows if row.status == "fails"]
         said = "Counterexamples, the smallest found; rows are the tasks' gradients, counted from 0:"
         tried = [f"Not tried: {'; '.join(self.not_tried)}."] if self.not_tried else []
+        tried += ["generic: of mtlfunc.audit.instances."] if "generic" in "".join(failing) else []
         return [*tried, *([said] if failing else [])]
 
     def _examples(self) -> dict[str, list[str]]:

@@ -94,7 +94,7 @@ def audit(
         if missing:
             raise ValueError(
                 f"extra: {called} reads {quoted(missing)}; pass a function (jacobian [task, "
-                "param], losses [task]) -> dict that measures it"
+                "param], losses [task]) -> dict that measures it, mtlfunc.audit(rule, extra=...)"
             )
         harness = Harness(made, plain, extra, tolerance, instances, key)
         rows = make_rows(harness, wanted, label, instances)
