@@ -106,6 +106,12 @@ def array_of(value: Array, name: str, shape: tuple[Any, ...]) -> np.ndarray:
     return array
 
 
+def dtype_of(value: Array) -> torch.dtype:
+    """A tensor's or an array's own, if it is one of less than 64 bits; else float64."""
+    own = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return own.get(str(getattr(value, "dtype", "")).removeprefix("torch."), torch.float64)
+
+
 def _size(size: int | tuple[int, ...] | None) -> str:
     return " or ".join(map(str, size)) if isinstance(size, tuple) else str(size or "n")
 

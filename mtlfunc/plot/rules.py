@@ -24,6 +24,7 @@ from ._common import (
     array_of,
     axes_of,
     cycle,
+    dtype_of,
     evaluate_points,
     format_short,
     losses_of,
@@ -38,17 +39,11 @@ QUANTITIES = ("direction", "length", "rate 1", "rate 2")
 
 
 def portrait(
-    rule: AnyRule,
-    show: Sequence[str] = QUANTITIES,
-    ax: Axes | Sequence[Axes] | np.ndarray | None = None,
-    *,
-    ratios: tuple[float, float] = (0.01, 100.0),
-    cells: tuple[int, int] = (90, 81),
-    losses: Array | None = None,
-    key: int = 0,
-    steps: int = 1,
-    **kwargs: Any,
-) -> np.ndarray:
+    rule: AnyRule, show: Sequence[str] = QUANTITIES,
+    ax: Axes | Sequence[Axes] | np.ndarray | None = None, *,
+    ratios: tuple[float, float] = (0.01, 100.0), cells: tuple[int, int] = (90, 81),
+    losses: Array | None = None, key: int = 0, steps: int = 1, **kwargs: Any,
+) -> np.ndarray:  # fmt: skip
     """What a rule does with two tasks, over the angle and the ratio of lengths of their gradients.
 
     All Gramians go through the rule in one `vmap`; a rule that cannot be vmapped is called on one
@@ -208,6 +203,7 @@ def simplex(
     from matplotlib.tri import Triangulation
 
     g = torch.from_numpy(array_of(gramian, "gramian", (3, 3)))
+    given = g.to(dtype_of(gramian))  # what is rounding in it is not a length
     names = names_of(names, 3)
     if not callable(value) and value not in ("worst", "length"):
         expected = '"worst", "length" or a function of the weights [3]'
@@ -220,7 +216,7 @@ def simplex(
     drawn = worst if value == "worst" else length / longest.where(longest > 0, 1.0)
     drawn = _evaluate_value(value, w) if callable(value) else drawn
     answers = {
-        name: _place(rule, g, losses_of(losses, 3), key, f"rules[{name!r}]")
+        name: _place(rule, given, losses_of(losses, 3).to(given), key, f"rules[{name!r}]")
         for name, rule in rules_of(rules).items()
     }
     panel = axes_of(ax)
@@ -233,11 +229,11 @@ def simplex(
     mark_rises(panel.tricontourf, panel.tricontour, (mesh,), worst.numpy())
     panel.plot(*barycentric(np.eye(3)[[0, 1, 2, 0]]).T, color="black", linewidth=1)
     _ternary_ticks(panel, names)
-    _answers(panel, g, answers)
+    _answers(panel, given, answers)
     texts = {"worst": r"$\min_t\ \cos\angle(g_t, d)$", "length": r"$\|d\| / \max_t \|g_t\|$"}
     text = "value" if callable(value) else texts[value]
     count = 0 if drawn.is_floating_point() else int(drawn.max()) + 1
-    words = {i: names[i] if count == 3 else str(i) for i in range(count)}
+    words = {i: str(i) for i in range(count)}
     few = None if count else MaxNLocator(4)
     _bar(image, panel, words, label=text, ticks=few, shrink=0.7, pad=0.02)
     return panel
@@ -318,7 +314,7 @@ def barycentric(weights: np.ndarray) -> np.ndarray:
 
 
 def _point(panel: Axes, weights: Tensor, **kwargs: Any) -> None:
-    at = barycentric(weights.numpy()[None]).T
+    at = barycentric(weights.double().numpy()[None]).T
     panel.plot(*at, linestyle="none", markeredgecolor="black", markeredgewidth=0.8, **kwargs)
 
 
@@ -340,14 +336,9 @@ def _ternary_ticks(panel: Axes, names: Sequence[str]) -> None:
 
 
 def heatmap(
-    gramian: Array,
-    ax: Axes | None = None,
-    *,
-    cosine: bool = False,
-    names: Sequence[str] | None = None,
-    annotate: bool | None = None,
-    **kwargs: Any,
-) -> Axes:
+    gramian: Array, ax: Axes | None = None, *, cosine: bool = False,
+    names: Sequence[str] | None = None, annotate: bool | None = None, **kwargs: Any,
+) -> Axes:  # fmt: skip
     """A Gramian, or the cosines between gradients, as colours centred on 0: red pairs conflict.
 
     Args:

@@ -223,6 +223,15 @@ def test_simplex_marks_rules_and_the_shortest_combination():
     assert labels(panel)[0].endswith(f"= {(4 / 7) ** 0.5:.3g}")  # ‖d‖² = 1/(1 + 1/2 + 1/4)
 
 
+def test_simplex_takes_no_rounding_for_a_length():
+    """Three float32 gradients of two parameters, one of which is a combination of the others."""
+    jacobian = rows(1, 3, 2).float()
+    jacobian[2] = -(0.3 * jacobian[0] + 0.5 * jacobian[1]) / 0.2
+    panel = plot.simplex(jacobian @ jacobian.T, {"mgda": mf.mgda()}, axes())
+    np.testing.assert_allclose(spot(panel, "mgda"), [0.3, 0.5, 0.2], atol=1e-3)
+    assert labels(panel)[0] == "min-norm point:\nPareto stationary"
+
+
 def test_simplex_says_that_a_point_is_pareto_stationary():
     panel = plot.simplex(STATIONARY @ STATIONARY.mT, ax=axes())
     np.testing.assert_allclose(spot(panel, "min-norm"), [0.2, 0.4, 0.4], atol=1e-7)
