@@ -54,7 +54,8 @@ def grid(
         points_at_once: at most how many points are in one vmap, which bounds the memory; 1 is a
             plain loop, for what torch cannot vmap or vmaps wrongly (index_fill by a tensor). A
             worker and a file get such a chunk. None is all of the tensor axes; with `path` and no
-            `executor` a 32nd or 16th, or all where that takes hardly longer or half a minute.
+            `executor` a 32nd, then twice as many while that takes hardly longer, or all where that
+            takes half a minute.
         dims: names of the axes of what `f` returns, `{variable: names}`, such as `{"losses":
             ("step", "task")}`; those not named are `losses_dim_0`, `losses_dim_1`.
         path: a folder, made if need be: every finished chunk is written there, whole, and a second
@@ -76,8 +77,9 @@ def grid(
         KeyboardInterrupt: on Ctrl-C; its `dataset` is the one so far.
         ValueError: for bad axes, outputs that differ between points, and a folder of another grid.
         TypeError: for axes of the wrong kind and outputs that are not tensors.
-        RuntimeError: under a transform, for an `f` that cannot be vmapped, and for a pool of
-            threads where the `f` of a grid calls another one.
+        RuntimeError: under a transform, for an `f` that cannot be vmapped, for forks of a process
+            whose torch has several threads, and for a pool of threads where the `f` of a grid calls
+            another one.
 
     Examples:
         >>> power = lambda seed, c: {"power": c ** torch.arange(2.0) + seed}
@@ -150,16 +152,16 @@ class _Chunk(NamedTuple):
 
 
 def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
-    """Chunks grow where all is soon done, or where one twice as large takes hardly longer."""
+    """Chunks grow where all is soon done, or as long as one twice as large takes hardly longer."""
     paces: list[float] = []  # seconds per point
     for chunk in points.chunks():
         begin = time.monotonic()
         found = chunk.answers(f)
         paces.append((time.monotonic() - begin) / len(chunk.flat))
         soon = paces[-1] * (points.total - points.done.sum()) < 30.0
-        if points.grows and (soon or (len(paces) == 2 and paces[1] < 0.7 * paces[0])):
+        if points.grows and soon:
             points.at_once = points.total
-        elif points.grows and len(paces) == 1:
+        elif points.grows and (len(paces) == 1 or paces[-1] < 0.7 * paces[-2]):
             points.at_once *= 2
         yield chunk.flat, found
 
@@ -171,13 +173,17 @@ def _sent(chunk: _Chunk) -> bytes | _Chunk:
     return chunk
 
 
-_TURN = RLock()
+_TURN, _FORKED = RLock(), False
 if hasattr(os, "register_at_fork"):  # whose child would wait for a thread that it has not
-    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=RLock()))
+    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=RLock(), _FORKED=True))
 
 
 def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes | _Chunk) -> Any:
     """What a worker does."""
+    if _FORKED and threads > 1:
+        error = RuntimeError("executor: its workers are forks of this process, without its threads")
+        error.add_note('grid: give the pool mp_context=multiprocessing.get_context("spawn")')
+        raise error
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

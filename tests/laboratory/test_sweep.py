@@ -286,7 +286,8 @@ def test_grids_that_begin_at_once_do_not_mix(sooner, tmp_path, monkeypatch):
     ("seconds", "files"),
     [
         (lambda points: 2.0 * points, [2, *[4] * 13, 10]),  # each costs the same
-        (lambda points: 100.0, [2, 4, 58]),  # many are as cheap as few
+        (lambda points: 100.0, [2, 4, 8, 16, 32, 2]),  # many are as cheap as few
+        (lambda points: 60.0 * max(4, points), [2, 4, *[8] * 7, 2]),  # the first warms up
         (lambda points: 0.1 * points, [2, 62]),  # all is soon done
     ],
 )
@@ -301,6 +302,13 @@ def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path
     monkeypatch.setattr(_grid._Chunk, "answers", timed)
     grid(lambda a: a, {"a": torch.arange(64)}, path=tmp_path)
     assert [len(np.load(x)["points"]) for x in sorted(tmp_path.glob("points-*"))] == files
+
+
+def test_a_fork_without_the_threads_of_its_parent_is_refused(monkeypatch):
+    """It would wait for them."""
+    monkeypatch.setattr(_grid, "_FORKED", True)
+    with pytest.raises(RuntimeError, match="forks of this process"):
+        _grid._work(torch.float32, 2, str, b"")
 
 
 @pytest.fixture
@@ -353,24 +361,15 @@ def test_grid_names_broken_files(begun):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        (torch.zeros(0), ValueError, "at least one value"),
-        ([], ValueError, "at least one value"),
-        ({}, ValueError, "at least one value"),
-        (torch.zeros(2, 2), TypeError, r"expected a real tensor \[n\]"),
-        (torch.tensor(1.0), TypeError, r"expected a real tensor \[n\]"),
-        (torch.tensor([1j]), TypeError, r"expected a real tensor \[n\]"),
-        (torch.tensor([1.0, float("nan")]), ValueError, "finite"),
-        ([1.0, float("inf")], ValueError, "finite"),
-        (torch.tensor([3, 1, 3]), ValueError, "each once"),
-        (["a", "b", "a"], ValueError, "each once"),
-        (["a", 1], TypeError, "all strings or all numbers; pass a dict"),
-        ([mf.mean()], TypeError, "all strings or all numbers; pass a dict"),
-        ("abc", TypeError, "got str"),
-        (np.arange(3), TypeError, "got ndarray"),
-        (iter([1, 2]), TypeError, "got list_iterator"),
-        (3, TypeError, "got int"),
+        *((x, ValueError, "at least one value") for x in (torch.zeros(0), [], {})),
+        *((torch.tensor(x), TypeError, r"expected a real tensor.*n\]") for x in (1.0, [1j], [[0]])),
+        *((x, ValueError, "finite") for x in (torch.tensor([1.0, float("nan")]), [float("inf")])),
+        *((x, ValueError, "each once") for x in (torch.tensor([3, 1, 3]), ["a", "b", "a"])),
+        *((x, TypeError, "all strings or all numbers; pass") for x in (["a", 1], [mf.mean()])),
+        ("abc", TypeError, "got str"), (np.arange(3), TypeError, "got ndarray"),
+        (iter([1, 2]), TypeError, "got list_iterator"), (3, TypeError, "got int"),
     ],
-)
+)  # fmt: skip
 def test_grid_refuses_axes(values, error, message):
     with pytest.raises(error, match=rf"axes\['k'\].*{message}"):
         grid(lambda k: torch.tensor(0.0), {"k": values})
