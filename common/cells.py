@@ -1,5 +1,6 @@
 """One cell of a study, and the finished ones on disk, each under a key of all that it rests on."""
 
+import hashlib
 import json
 import math
 import re
@@ -54,7 +55,7 @@ class Store:
         """Nothing is touched on disk.
 
         Args:
-            folder: where the files are; made when the first is written.
+            folder: where the files are, in a folder for these settings, made with the first one.
             sources: files of the experiment that the numbers depend on; so do those they import.
             settings: everything else that they depend on and the cell does not say.
             unfinished: where runs keep their state as they go (`state_of`), which is removed as
@@ -62,7 +63,8 @@ class Store:
             files: of the data. What they hold is in `settings` (`Files.source`); here it is seen
                 whether they stay as they are.
         """
-        self.folder, self.unfinished, self.files = folder, unfinished, files
+        own = hashlib.sha256(str(settings).encode()).hexdigest()[:8]  # a try keeps its own runs
+        self.folder, self.unfinished, self.files = folder / own, unfinished, files
         self.key = key(sources, settings, torch.__version__)
 
     def read(self, cell: Any) -> dict[str, Any] | None:

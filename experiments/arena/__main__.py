@@ -122,7 +122,7 @@ def _run(
     for name in names:
         for entrant in entrants:
             if asked.fresh:
-                store.drop(name, entrant.name)
+                store.drop(name, entrant.name, entrant.source)
             if (kept := store.read(name, entrant.name, entrant.source)) is not None:
                 found[name][entrant.name] = kept
             else:

@@ -42,9 +42,9 @@ class Store:
         """Keep a cell, with its key."""
         self.of(source).write(Place(problem, rule), cell._asdict())
 
-    def drop(self, problem: str, rule: str) -> None:
+    def drop(self, problem: str, rule: str, source: str) -> None:
         """Take away what an earlier run left."""
-        self.of("").path(Place(problem, rule)).unlink(missing_ok=True)
+        self.of(source).path(Place(problem, rule)).unlink(missing_ok=True)
 
     def _of(self, source: str) -> cells.Store:
         """The store of rules from a module of the user's, by its digest `source`."""

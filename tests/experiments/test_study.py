@@ -103,8 +103,9 @@ def test_nothing_runs_twice_and_a_kept_cell_is_whole(tmp_path):
         file.write_text(broken, encoding="utf-8")
         study.conduct(PLAN, counted, store_in(tmp_path))
     assert len(done) == 4
-    study.conduct(PLAN, counted, store_in(tmp_path, "other settings"))
-    assert len(done) == 4 + 26
+    for settings in ("other settings", ""):  # these keep theirs
+        study.conduct(PLAN, counted, store_in(tmp_path, settings))
+        assert len(done) == 4 + 26
 
 
 def test_cells_that_belong_together_are_performed_in_one_call(tmp_path):
@@ -256,7 +257,7 @@ if __name__ == "__main__":
 def test_a_stopped_command_goes_on(tmp_path):
     script = tmp_path / "slow.py"
     script.write_text(SLOW, encoding="utf-8")
-    out, kept = tmp_path / "out", tmp_path / "out" / "cells" / "m"
+    out, kept = tmp_path / "out", cells.Store(tmp_path / "out" / "cells", [], "").folder / "m"
     running = subprocess.Popen(
         [sys.executable, str(script), str(out), "2", "600"],
         stderr=subprocess.PIPE,
