@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import mtlfunc as mf
-from common.locks import digest
+from common.locks import digest, writer_lock
 from common.machine import processor
 from mtlfunc.core.files import write_whole
 
@@ -24,7 +24,7 @@ VERSION = 4  # of the files; 3 had cases that are gone
 
 def settings(**given: Any) -> Settings:
     """Everything besides the case that a time depends on. `**given`: the command's own settings, as
-    they stand in JSON. Returns These, with the machine, the versions of what is timed and a digest
+    they stand in JSON. Returns these, with the machine, the versions of what is timed and a digest
     of the sources.
     """
     here = Path(__file__).parent
@@ -151,9 +151,10 @@ class Record:
         # processes that ran or waited for a processor in the last minute, on average
         load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
         about = {"load": load, "day": day, "settings": self.settings}
-        self.rows = [row for row in self.rows if self.cell(row) not in anew]
-        self.rows = sorted([*self.rows, *(row | about for row in found)], key=self.order)
-        write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
+        with writer_lock(self.path):  # another command may have its rows here
+            rest = [row for row in read(self.path) if self.cell(row) not in anew]
+            self.rows = sorted([*rest, *(row | about for row in found)], key=self.order)
+            write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
     def write_tables(self, table: Callable[[list[Row], str], str]) -> str:
         """Markdown, also next to the file: a `table` and its line for each settings."""

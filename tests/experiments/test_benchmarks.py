@@ -81,6 +81,10 @@ def test_a_row_is_reused_only_under_the_same_settings(tmp_path):
     assert [len(some) for _, some in record.groups(rows)] == [1, 1]
     with pytest.raises(SystemExit, match="2 different settings"):
         record.only(tmp_path / "r.json")
+    one, other = kept(2.0), kept(2.0)  # two commands
+    for who, case in ((one, "c"), (other, "d"), (one, "e")):
+        who.keep({"case": case, "time": 4.0})
+    assert [row["case"] for row in record.read(tmp_path / "r.json")] == [*"bacde"]
 
 
 @pytest.mark.parametrize(
