@@ -219,12 +219,14 @@ class Result:
     def notes(self, by: str = "mean") -> list[str]:
         """What the table shows, how it was taken, and what was lost on the way."""
         settings = self.settings
+        marks = (BASELINE in self.rules) * (
+            " + better, - worse than the rule mean on this problem (the 95 % interval of the "
+            "seed-paired difference, the choice of both learning rates drawn anew, lies beyond "
+            f"{TIE:g}, one cell at a time)."
+        )
         notes = [
-            f"Scores: {MEASURES[by]}, mean over {settings.seeds} seeds, from (loss - "
-            "ideal)/(nadir - ideal) of every task: 0 is what each task reaches alone. "
-            "+ better, - worse than the rule mean on this problem (the 95 % interval of the "
-            f"seed-paired difference, the choice of both learning rates drawn anew, lies beyond "
-            f"{TIE:g}, one cell at a time).",
+            f"Scores: {MEASURES[by]}, mean over {settings.seeds} seeds, from (loss - ideal)/(nadir "
+            f"- ideal) of every task: 0 is what each task reaches alone.{marks}",
             "The learning rate of every rule, and the weights of the static search, are those "
             f"that are best on {settings.tuning} other seeds, from one grid "
             "a problem, so that no rule profits from its scale and no score chose its own "
@@ -439,8 +441,8 @@ def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str
 
 
 def _cell(record: Mapping[str, Any], by: str) -> str:
-    if not math.isfinite(record.get(by, math.inf)):
-        return "failed !" if record["status"] else ""
+    if by not in record or not math.isfinite(record[by]):
+        return "failed !" if by in record and record["status"] else ""
     gap = f"{by} less {BASELINE}'s"
     low, high = (record.get(f"{gap}, {side}", math.nan) for side in ("low", "high"))
     mark = " +" if high < -TIE else " -" if low > TIE else ""
