@@ -315,6 +315,7 @@ VALUES = {
 TYPES = {
     "an integer": (lambda: of_params({"steps": torch.zeros((), dtype=torch.int64)}),
         r"params\['steps'\] .*int64.*leave it out"),
+    "a length that is no tensor": (lambda: mf.diagnostics.noise_scale(G[0], 1.0), "^total: "),
     "seed of words": (lambda: mf.random.key("0"), "key: "),
     "seed of truth": (lambda: mf.random.key(True), "key: "),
     "seed of a tensor of truth": (lambda: mf.random.key(torch.tensor(True)), "key: "),

@@ -25,15 +25,9 @@ NAMES = (*(each.name for each in PROPERTIES), *CONTRACTS)
 
 
 def audit(
-    rule: Any,
-    *,
-    only: Iterable[str] = (),
-    instances: int = 400,
-    tolerance: float = 1e-5,
-    extra: Extra | None = None,
-    name: str | None = None,
-    key: int = 0,
-) -> Report:
+    rule: Any, *, only: Iterable[str] = (), instances: int = 400, tolerance: float = 1e-5,
+    extra: Extra | None = None, name: str | None = None, key: int = 0,
+) -> Report:  # fmt: skip
     """What a rule promises and how it computes, with the smallest instance that breaks each.
 
     Whatever the rule does (raise, answer with the wrong shape or type, change its inputs) is a

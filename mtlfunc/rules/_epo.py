@@ -105,14 +105,9 @@ def epo(
 
 
 def _maximise(
-    objective: Tensor,
-    rows: Tensor,
-    bounds: Tensor,
-    present: Tensor,
-    even: Tensor,
-    noise: float,
+    objective: Tensor, rows: Tensor, bounds: Tensor, present: Tensor, even: Tensor, noise: float,
     solver: Solver | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """max objective·α over rows @ α >= bounds and Σα = 1, sharply: the point of that set nearest to
     even + SHARPNESS·objective.
     """

@@ -41,14 +41,9 @@ class Instance(NamedTuple):
 
 
 def check_solver(
-    solver: AnySolver,
-    problems: Iterable[str] | None = None,
-    tolerance: float = 1e-6,
-    *,
-    claims: Iterable[str] = (),
-    tasks: tuple[int, int] | None = None,
-    name: str | None = None,
-) -> SolverReport:
+    solver: AnySolver, problems: Iterable[str] | None = None, tolerance: float = 1e-6, *,
+    claims: Iterable[str] = (), tasks: tuple[int, int] | None = None, name: str | None = None,
+) -> SolverReport:  # fmt: skip
     """A solver at small integer Jacobians and the hard families; every answer has to prove itself.
 
     Answers are judged by `certified_error`: from problem and weights alone, so no other solver has

@@ -171,21 +171,13 @@ def test_broken_rule_is_named_in_a_whole_table(case):
 @pytest.mark.parametrize(
     ("named", "broken", "sound"),
     [
-        *(
-            (
-                {"positive homogeneity", "no absolute epsilon"},
-                partial(inverse_norms, eps=epsilon),
-                lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt()),
-            )
-            for epsilon in (1e-6, 1e-3)
-        ),
-        (
-            {"differentiability"},
-            lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()),
-            lambda g: inverse_norms(g, 0.1 * g.trace().sqrt()),
-        ),
+        *(({"positive homogeneity", "no absolute epsilon"}, partial(inverse_norms, eps=epsilon),
+           lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt())) for epsilon in (1e-6, 1e-3)),
+        ({"differentiability"},
+         lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()),
+         lambda g: inverse_norms(g, 0.1 * g.trace().sqrt())),
     ],
-)
+)  # fmt: skip
 def test_a_defect_is_named_by_its_own_property(named, broken, sound):
     told = ("zero gradients", "invariance to rescaling one task", "linear under scaling")
     others = [each for each in NAMES if each not in told]
@@ -459,14 +451,11 @@ SOLVER = ["--solver", "mtlfunc.solvers:active_set"]
     [
         (REQUIRED, 1, "Audit of mean: defects not tried\n"),
         ([f"{BROKEN_RULES}:mutates", "--only", "purity"], 1, "1 defect\n\ndefects (1)\npurity"),
-        (["--help"], 0, "exit status:"),
-        (["nowhere:rule"], 2, "ModuleNotFoundError"),
-        (["mtlfunc:nothing"], 2, "NameError"),
-        (["mtlfunc"], 2, "module:name"),
+        (["--help"], 0, "exit status:"), (["nowhere:rule"], 2, "ModuleNotFoundError"),
+        (["mtlfunc:nothing"], 2, "NameError"), (["mtlfunc"], 2, "module:name"),
         ([f"{BROKEN_RULES}:no_factory"], 2, "RuntimeError: no rule today"),
         (["--solver", f"{BROKEN_RULES}:no_factory"], 2, "RuntimeError: no rule today"),
-        ([f"{BROKEN_RULES}:no_rule"], 2, "got int"),
-        (["mtlfunc:cagrad(-1)"], 2, "c: "),
+        ([f"{BROKEN_RULES}:no_rule"], 2, "got int"), (["mtlfunc:cagrad(-1)"], 2, "c: "),
         (["mtlfunc:cagrad(torch)"], 2, "'torch' is not defined"),
         (["mtlfunc:cagrad"], 2, "needs arguments"),
         (["mtlfunc:mean", "--only", "beauty"], 2, "--only:"),
@@ -474,7 +463,7 @@ SOLVER = ["--solver", "mtlfunc.solvers:active_set"]
         (["mtlfunc:mean", "--tasks", "2", "3"], 2, "--tasks:"),
         ([*SOLVER, "--require", "non-conflict"], 2, "--require:"),
     ],
-)
+)  # fmt: skip
 def test_main_in_this_process(arguments, status, text, capsys):
     try:
         code = main(arguments)

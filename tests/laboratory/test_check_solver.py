@@ -244,16 +244,11 @@ def test_a_refusal_is_no_answer_and_is_said():
 @pytest.mark.parametrize(
     "write",
     [
-        lambda x: x.add_(0),
-        lambda x: x.mul_(1.0),
-        lambda x: x.copy_(x.clone()),
-        lambda x: x.detach().add_(0),
-        lambda x: x[..., :1].add_(0),
-        lambda x: x.clamp_(min=-torch.inf),
-        lambda x: x.data.mul_(2),
-        lambda x: np.multiply(x.numpy(), 2, out=x.numpy()),
+        lambda x: x.add_(0), lambda x: x.mul_(1.0), lambda x: x.copy_(x.clone()),
+        lambda x: x.detach().add_(0), lambda x: x[..., :1].add_(0), lambda x: x.data.mul_(2),
+        lambda x: x.clamp_(min=-torch.inf), lambda x: np.multiply(x.numpy(), 2, out=x.numpy()),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("kind", "field"), [("min_norm", "gramian"), ("cagrad", "preference"), ("dual_cone", "weights")]
 )

@@ -10,13 +10,9 @@ __all__ = ["FAMILIES", "REGULAR", "batch", "gramian", "jacobian", "jacobians"]
 
 
 def gramian(
-    family: str,
-    count: int,
-    seed: int = 0,
-    *,
-    scale: float = 1.0,
+    family: str, count: int, seed: int = 0, *, scale: float = 1.0,
     dtype: torch.dtype = torch.float64,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The Gramian of one Jacobian, accumulated in float64."""
     rows = jacobian(family, count, seed, scale=scale)
     return (rows @ rows.mT).to(dtype)
