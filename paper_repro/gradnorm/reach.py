@@ -140,11 +140,14 @@ def until(runs: Runs, step: int) -> Runs:
 
 
 def grown(how: str, few: Pair, many: Pair) -> dict[str, float]:
-    """The ratio at ten tasks over that at two, paired by seed."""
+    """The ratio at ten tasks over that at two, paired by seed; none decides where one of the two
+    is of equal weights that learn nothing.
+    """
     seeds = min(len(few.equal), len(many.equal))
     ratios = [(pair.learnt / pair.equal)[:seeds] for pair in (many, few)]
     name = f"ratio at T = 10 over that at T = 2, {how}"
-    numbers = named(name, ratio_interval(*ratios), unsettled=few.open or many.open)
+    unsettled = few.open or many.open or not (few.trained and many.trained)
+    numbers = named(name, ratio_interval(*ratios), unsettled=unsettled)
     if few.apart is not None and many.apart is not None:
         numbers[name + APART] = max(few.apart, many.apart)
     return numbers

@@ -27,7 +27,8 @@ CLAIMS = {
         "With a full-rank ∂Z/∂θ the bound's optimum also finds Pareto-stationary points "
         "(and otherwise a direction that lowers all losses).",
         same_zeros,
-        when="common descent is left out: stationary points are found, directions may raise a task",
+        when="common descent is left out: the optimum is 0 at stationary points alone, but its "
+        "direction may raise a task, and steps along it may circle (SU-35)",
     )
 }
 

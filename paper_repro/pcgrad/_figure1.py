@@ -26,8 +26,8 @@ from .measures import magnitude_similarity
 
 
 @decided(
-    f"after {landscape.LONG} steps or more descent on the sum has learnt task 2 (L_2 at most 30), "
-    "or PCGrad is not on the side where θ_1 < 0 and L_2 < 0"
+    f"after {landscape.LONG} steps or more descent on the sum has half learnt task 2 (L_2 at most "
+    "15), or PCGrad is not on the side where θ_1 < 0 and L_2 < 0"
 )
 def gets_out(measured: Measured) -> Verdict:
     stuck = measured["sum: L_2 at the end"] > STUCK.now

@@ -31,7 +31,7 @@ steps = 250000
 sum: L_2 at the end = 35
 PCGrad: θ_1 at the end = -1
 PCGrad: L_2 at the end = -90
-lost | sum: L_2* = 20
+lost | sum: L_2* = 10
 lost | PCGrad: L_2* = 5
 open | PCGrad: L_2* = 5 & steps = 1000
 PC-05
@@ -128,14 +128,11 @@ share whose bound direction raises a task, full row rank = 0..0.1
 part | share* = 0.2..0.4
 lost | draws* = 1
 SU-35
-full row rank, MGDA: share of ends that are not stationary = 0..0.05
-full row rank, MGDA-UB: share of ends that are not stationary = 0..0.05
-row rank 2 of 4, MGDA: share of ends that are not stationary = 0..0.05
-row rank 2 of 4, MGDA-UB: share of ends that are not stationary = 0..0.05
-distance of 0 from the gradients' hull less ‖d‖ of MGDA-UB, over the longest gradient = 0.3
-lost | *gradient = 1e-9
-part | *rank, MGDA-UB* = 0.3..0.5 & *gradient = 1e-9
-open | *rank, MGDA: share* = 0.3..0.5 & *gradient = 1e-9
+MGDA-UB, step {2|1|0.5}: least distance of 0 from the hull in the last half, over the start's = 1.2
+MGDA, step {2|1|0.5}: largest distance of 0 from the hull in the last half, over the start's = 0.1
+part | *UB, step 2* = 0.9
+lost | *UB* = 0.9
+open | MGDA, step 1* = 1.1
 SU-36
 T = 2, q = 1, P = 61 = 0.2..0.3
 T = 2, q = 1, P = 999 = 0..0.01
