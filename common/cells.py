@@ -114,14 +114,15 @@ def sources_of(here: Path) -> list[Path]:
     return [path for path in here.glob("*.py") if path.name not in shown]
 
 
-def unfinished_in(out: Path, sources: Iterable[Path]) -> Path:
+def unfinished_in(out: Path, sources: Iterable[Path], settings: object) -> Path:
     """Where runs keep their state as they go: by version, as no run is to have two.
 
     Args:
         out: the study's folder.
         sources: as of `Store`.
+        settings: as of `Store`.
     """
-    return out / "unfinished" / key(sources, None, torch.__version__)[:16]
+    return out / "unfinished" / key(sources, settings, torch.__version__)[:16]
 
 
 def state_of(unfinished: Path, cell: Cell) -> Path:

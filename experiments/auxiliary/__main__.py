@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if given.search
             else plan_of(size, settings, given.rules, command.seeds_of(given))
         )
-        unfinished = unfinished_in(out, sources_of(HERE))
+        unfinished = unfinished_in(out, sources_of(HERE), settings)
         store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         if settings.data:
             one = functools.partial(alone, settings, unfinished)

@@ -152,8 +152,10 @@ class Record:
         load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
         about = {"load": load, "day": day, "settings": self.settings}
         with writer_lock(self.path):  # another command may have its rows here
+            mine = [row for row in self.here() if self.cell(row) not in anew]
+            anew |= {self.cell(row) for row in mine}
             rest = [row for row in read(self.path) if self.cell(row) not in anew]
-            self.rows = sorted([*rest, *(row | about for row in found)], key=self.order)
+            self.rows = sorted([*rest, *mine, *(row | about for row in found)], key=self.order)
             write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
     def write_tables(self, table: Callable[[list[Row], str], str]) -> str:

@@ -25,17 +25,11 @@ class Axis(NamedTuple):
 
 
 def command(
-    name: str,
-    doc: str | None,
-    axes: Mapping[str, Axis],
-    measure: Callable[..., Iterable[Row]],
-    table: Callable[[list[Row], str], str] = plain,
-    *,
-    seconds: tuple[float, str] | None = None,
-    more: Mapping[str, Mapping[str, Any]] | None = None,
-    about: Sequence[str] = (),
+    name: str, doc: str | None, axes: Mapping[str, Axis], measure: Callable[..., Iterable[Row]],
+    table: Callable[[list[Row], str], str] = plain, *, seconds: tuple[float, str] | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None, about: Sequence[str] = (),
     cells: Callable[[argparse.Namespace], Iterable[Cell]] | None = None,
-) -> Callable[..., list[Row]]:
+) -> Callable[..., list[Row]]:  # fmt: skip
     """The `main` of a benchmark: on one thread, and Ctrl-C loses the cell at work alone.
 
     It returns the rows under the settings of its command line: `--seconds`, `--out`,

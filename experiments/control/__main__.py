@@ -73,7 +73,7 @@ def part(name: str, size: str, given: argparse.Namespace, out: Path) -> Part:
         return grids_part(size, given.rules, more, device)
     if name == "points":
         return points_part(size, given.rules, seeds, device)
-    unfinished = unfinished_in(out, [HERE / "sac.py", HERE / "robots.py"]) / name
+    unfinished = unfinished_in(out, [HERE / "sac.py", HERE / "robots.py"], (name, size, device))
     return sac_part(name, size, given.rules, seeds, device, unfinished)
 
 

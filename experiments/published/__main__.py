@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_of.cache_clear()
         parts = data_of(settings, 0, out)  # fails now rather than in a worker
         plan = plan_of(benchmark, given.rules, given.alone, command.seeds_of(given))
-        unfinished = unfinished_in(out, sources_of(HERE))
+        unfinished = unfinished_in(out, sources_of(HERE), settings)
         store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         run = functools.partial(perform, settings, out, unfinished)
         found = conduct(plan, run, store, given.workers)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         benchmark = benchmark_of(settings)
         pixels = data.check(given.data) if given.data else benchmark.size
         plan = plan_of(settings, rules, command.seeds_of(given))
-        unfinished = unfinished_in(out, sources_of(HERE))
+        unfinished = unfinished_in(out, sources_of(HERE), settings)
         store = Store(out / "cells", sources_of(HERE), settings, unfinished, files)
         if settings.data:
             one = functools.partial(perform, settings, unfinished)

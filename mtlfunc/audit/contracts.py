@@ -162,15 +162,16 @@ def absences(count: int) -> list[list[int]]:
 def check_absent(harness: Harness) -> Finding:
     """Absent tasks get weight 0, the others what they get alone; with no task present all are 0.
 
-    Only the zeros if the rule draws random numbers: alone, the others draw other numbers. T are
-    those of which the rule also takes two less. The check does not apply if it refuses, outside a
-    vmap, that one is absent: by a ValueError or NotImplementedError; other errors are defects.
+    Only the zeros if the rule draws random numbers (alone, the others draw other numbers), and at a
+    T of which it does not take two less. The check does not apply if it refuses, outside a vmap,
+    that one is absent: by a ValueError or NotImplementedError; other errors are defects.
     """
-    draws = harness.draws
     takes = [count for count in EVERY if bool(harness.pool(count).valid.any())]
-    tasks = tuple([count for count in takes if count > 1 and max(count - 2, 1) in takes])
+    tasks = tuple([count for count in takes if count > 1])
+    fewer = {count: min(max(count - 2, 1), EVERY[-1]) for count in harness.counts}
+    zeros = {count: harness.draws or rest not in takes for count, rest in fewer.items()}
     if not tasks:
-        raise Inapplicable("no number of tasks that the rule takes with and without two of them")
+        raise Inapplicable("no instance with valid weights that it speaks of")
     pool = harness.pool(tasks[:2][-1])
     first = pool.cases.at(int(pool.valid.int().argmax()))
     try:
@@ -187,7 +188,7 @@ def check_absent(harness: Harness) -> Finding:
         here = [torch.tensor([i in rest for i in every]) for rest in rests]
         found = weigh_all(weigh, [(x.rows, x.losses, present) for present in here], "present")
         expected = [torch.zeros_like(w) for _, w in found]
-        if not draws:
+        if not zeros[len(x.rows)]:
             alone = weigh_all(weigh, [(x.rows[rest], x.losses[:, rest]) for rest in rests[:-1]])
             for i, (_, v) in enumerate(alone):
                 expected[i] = expected[i].index_copy(-1, torch.tensor(rests[i]), v)
@@ -197,12 +198,13 @@ def check_absent(harness: Harness) -> Finding:
             violation, kept = (w.abs() * ~present).amax(-1), w * present
             sizes = size(x.rows, kept, x.unit), size(x.rows, v, x.unit)
             far = distance(kept @ x.rows, v @ x.rows, *sizes)
-            return violation if draws else torch.maximum(violation, far), v, w
+            worst = violation if zeros[len(x.rows)] else torch.maximum(violation, far)
+            return worst, v, w
 
         return outcomes(*(judged(*each) for each in zip(here, found, expected, strict=True)))
 
     def sentences(count: int) -> list[str]:
-        others = "" if draws else "; alone the others have {before}"
+        others = "" if zeros[count] else "; alone the others have {before}"
         said = []
         for missing in absences(count):
             who = " and ".join(str(t) for t in missing)

@@ -91,6 +91,12 @@ def grid(
         raise RuntimeError("grid: not under a torch.func transform; nest torch.func.vmap instead")
     if isinstance(executor, futures.ThreadPoolExecutor) and _TURN._is_owned():  # pyright: ignore
         raise RuntimeError("executor: f of another grid calls this one, whose turn never comes")
+    context = getattr(executor, "_mp_context", None)  # of a ProcessPoolExecutor
+    if context and context.get_start_method() == "fork" and torch.get_num_threads() > 1:
+        raise RuntimeError(
+            "executor: its workers are forks of this process, without its threads, and would wait "
+            'for them; give it mp_context=multiprocessing.get_context("spawn")'
+        )
     check_count(points_at_once, "points_at_once", none=True)
     if not isinstance(axes, Mapping) or not axes or not isinstance(dims, Mapping | None):
         raise TypeError("axes, dims: expected dicts by name, the first of at least one axis")
@@ -173,17 +179,13 @@ def _sent(chunk: _Chunk) -> bytes | _Chunk:
     return chunk
 
 
-_TURN, _FORKED = RLock(), False
+_TURN = RLock()
 if hasattr(os, "register_at_fork"):  # whose child would wait for a thread that it has not
-    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=RLock(), _FORKED=True))
+    os.register_at_fork(after_in_child=lambda: globals().update(_TURN=RLock()))
 
 
 def _work(dtype: torch.dtype, threads: int, f: Callable[..., Any], chunk: bytes | _Chunk) -> Any:
     """What a worker does."""
-    if _FORKED and threads > 1:
-        error = RuntimeError("executor: its workers are forks of this process, without its threads")
-        error.add_note('grid: give the pool mp_context=multiprocessing.get_context("spawn")')
-        raise error
     torch.set_default_dtype(dtype)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)

@@ -85,13 +85,9 @@ def jacobians(
 
 
 def problems(
-    kind: str,
-    tasks: tuple[int, int] = (1, 8),
-    width: tuple[int, int] | None = (1, 12),
-    *,
-    families: Iterable[str] = tuple(FAMILIES),
-    exponents: tuple[int, int] = (-10, 10),
-) -> Problems:
+    kind: str, tasks: tuple[int, int] = (1, 8), width: tuple[int, int] | None = (1, 12), *,
+    families: Iterable[str] = tuple(FAMILIES), exponents: tuple[int, int] = (-10, 10),
+) -> Problems:  # fmt: skip
     """A strategy for problems of one kind, on the Gramians of `jacobians`.
 
     CAGrad's c is 0.4, 0.1, 1 or 0, and its preference uniform, increasing, or 0 for the last of

@@ -331,8 +331,9 @@ def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
 
 def test_a_state_goes_when_the_numbers_are_kept(tmp_path, monkeypatch):
     """Not before: a stop between the two would lose a long run."""
-    own = cells.unfinished_in(tmp_path, [])
-    assert own != cells.unfinished_in(tmp_path, [Path(__file__)])
+    own = cells.unfinished_in(tmp_path, [], "settings")
+    assert own != cells.unfinished_in(tmp_path, [Path(__file__)], "settings")
+    assert own != cells.unfinished_in(tmp_path, [], "others")
     store = cells.Store(tmp_path / "cells", [], "", own)
     cell = cells.Cell("1:4", "a/b", "", 0.1, 0)
     state = cells.state_of(own, cell)

@@ -1,6 +1,7 @@
 """A grid against nested Python loops, in any chunks, interrupted and resumed; its refusals."""
 
-from concurrent.futures import ThreadPoolExecutor
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from itertools import product
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -304,11 +305,12 @@ def test_chunks_of_a_kept_grid_are_as_large_as_is_cheap(seconds, files, tmp_path
     assert [len(np.load(x)["points"]) for x in sorted(tmp_path.glob("points-*"))] == files
 
 
-def test_a_fork_without_the_threads_of_its_parent_is_refused(monkeypatch):
-    """It would wait for them."""
-    monkeypatch.setattr(_grid, "_FORKED", True)
+def test_forks_without_the_threads_of_their_parent_are_refused(monkeypatch):
+    """They would wait for them."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    pool = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
     with pytest.raises(RuntimeError, match="forks of this process"):
-        _grid._work(torch.float32, 2, str, b"")
+        grid(torch.neg, {"input": torch.arange(2)}, executor=pool)
 
 
 @pytest.fixture
