@@ -205,16 +205,13 @@ UNITS = {n: x / SCALE[n].sqrt() for n, x in PARAMS.items()}
 @pytest.mark.parametrize(
     "probe",
     [
-        mf.jacobian("trunk.*"),
-        mf.jacobian("trunk.*", engine="rows", chunk_size=1),
-        mf.jacobian("trunk.*", mix=mf.subset(2)),
+        mf.jacobian("trunk.*"), mf.jacobian("trunk.*", engine="rows", chunk_size=1),
+        mf.jacobian("trunk.*", mix=mf.subset(2)), mf.second_evaluation(mf.jacobian("trunk.*")),
         mf.jacobian("trunk.*", present=lambda batch: torch.tensor([True, False, True])),
-        mf.moving_average("trunk.*", rate=0.5),
-        mf.excess_risk("trunk.*", heads="plain"),
-        mf.second_evaluation(mf.jacobian("trunk.*")),
+        mf.moving_average("trunk.*", rate=0.5), mf.excess_risk("trunk.*", heads="plain"),
         mf.double_sampling("trunk.*"),
     ],
-)
+)  # fmt: skip
 def test_every_probe_measures_as_in_coordinates_where_the_metric_is_the_identity(probe):
     twice = "cross_gramian" in probe.measures
     rule, batch = (mf.modo(), (BATCH, batch_of(1))) if twice else (mf.cagrad(0.4), BATCH)

@@ -27,15 +27,12 @@ def kolmogorov_smirnov(sample, cdf):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda k: random.uniform(k, (3, 4)),
-        lambda k: random.normal(k, (5,), torch.float64),
-        lambda k: random.permutation(k, 6),
-        lambda k: random.permutation(k, 4, rows=3),
-        lambda k: random.fold_in(k, 7),
-        lambda k: random.fold_in(random.fold_in(k, 1), k),
+        lambda k: random.uniform(k, (3, 4)), lambda k: random.normal(k, (5,), torch.float64),
+        lambda k: random.permutation(k, 6), lambda k: random.permutation(k, 4, rows=3),
+        lambda k: random.fold_in(k, 7), lambda k: random.fold_in(random.fold_in(k, 1), k),
         lambda k: random.draw(random.draw(random.stream(k))[1])[0],
     ],
-)
+)  # fmt: skip
 def test_draws_vmapped_equal_loop(draw):
     seeds = torch.tensor([0, 1, -5, 2**40])
     together = vmap(lambda seed: draw(random.key(seed)))(seeds)

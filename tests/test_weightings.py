@@ -130,15 +130,10 @@ def rolled():
 
 
 CASES = {
-    "dense": dense,
-    "convolutions": convolutions,
-    "gpt": gpt,
-    "gpt, fused attention": lambda: gpt(fused=True),
-    "gpt, tied": lambda: gpt(tied=True),
-    "gpt, adapters": lambda: gpt(rank=2),
-    "two parts": parts,
-    "rolled": rolled,
-}
+    "dense": dense, "convolutions": convolutions, "two parts": parts, "rolled": rolled,
+    "gpt": gpt, "gpt, fused attention": lambda: gpt(fused=True),
+    "gpt, tied": lambda: gpt(tied=True), "gpt, adapters": lambda: gpt(rank=2),
+}  # fmt: skip
 
 
 def make(name, tasks, seed=0):

@@ -74,13 +74,11 @@ class Stopped(Exception):
 @pytest.mark.parametrize(
     ("command", "change"),
     [
-        (multimnist, other_mnist),
-        (auxiliary, other_cifar),
-        (scenes, other_depth),
-        (scenes, exchanged),
+        (multimnist, other_mnist), (auxiliary, other_cifar),
+        (scenes, other_depth), (scenes, exchanged),
     ],
     ids=lambda x: x.__name__.split(".")[-2] if hasattr(x, "main") else x.__name__,
-)
+)  # fmt: skip
 def test_finished_runs_are_of_what_the_files_held(command, change, tmp_path, monkeypatch):
     """Their key and unfinished ones' settings follow the bytes, whatever sizes and times say."""
     monkeypatch.setattr(cifar, "CIFAR10", cifar.CIFAR10._replace(validation=20))

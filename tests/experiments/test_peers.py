@@ -10,15 +10,11 @@ from experiments.peers import __main__ as peers
 from experiments.peers import papers
 
 SAID = {
-    "right": "",
-    "wrong": "1.8e+02° away, raises loss 1, raises loss 2, raises loss 3",
-    "twice": "2 times as long",
-    "none": "length 0, not 6.5",
-    "nan": "NaN",
-    "short": "[2] for 3 parameters",
-    "raises": "KeyError: 'raises'",
+    "right": "", "wrong": "1.8e+02° away, raises loss 1, raises loss 2, raises loss 3",
+    "twice": "2 times as long", "none": "length 0, not 6.5", "nan": "NaN",
+    "short": "[2] for 3 parameters", "raises": "KeyError: 'raises'",
     "slow": "does not finish in ten seconds",
-}
+}  # fmt: skip
 
 
 def planted(call, J, losses):

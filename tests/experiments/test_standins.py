@@ -23,13 +23,11 @@ def runs(mean: float, seeds: int = 8) -> list[float]:
 @pytest.mark.parametrize(
     ("means", "every", "some"),
     [
-        ((1.0, 2.0), "holds", "holds"),
-        ((1.0, -1.0), "does not hold", "holds"),
-        ((-1.0, -2.0), "does not hold", "does not hold"),
-        ((0.0, 1.0), "inconclusive", "holds"),
+        ((1.0, 2.0), "holds", "holds"), ((1.0, -1.0), "does not hold", "holds"),
+        ((-1.0, -2.0), "does not hold", "does not hold"), ((0.0, 1.0), "inconclusive", "holds"),
         ((0.0, -1.0), "does not hold", "inconclusive"),
     ],
-)
+)  # fmt: skip
 def test_claims_of_several_gains(means, every, some):
     spread = [-0.1, 0.1, -0.2, 0.2, -0.3, 0.3]
     gains = {f"{i}": estimate([mean + x for x in spread]) for i, mean in enumerate(means)}

@@ -5,6 +5,7 @@ import torch
 from torch.func import grad, vmap
 
 import mtlfunc as mf
+from paper_repro.mgda import _counterexample as circling
 from paper_repro.mgda import common, cost_of_weights, encoders, naive, pareto, smoothing, solvers
 
 
@@ -80,3 +81,22 @@ def test_frank_wolfe_on_vectors_is_that_on_the_gramian():
     rows = common.rows_of(1, 5, 40, 1)[0]
     solved = mf.solvers.frank_wolfe(50, "1/(n+1)")(mf.solvers.min_norm(rows @ rows.mT)).weights
     torch.testing.assert_close(cost_of_weights.on_vectors(rows, 50), solved, rtol=1e-9, atol=1e-12)
+
+
+def test_mgda_ub_circles_by_a_literal_loop():
+    """Two tasks: weights of the foot of the perpendicular on the segment of the v_t, or the g_t."""
+
+    def second(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a @ (a - b) / (a - b).square().sum()).clamp(0, 1)
+
+    ends = torch.tensor([[-1, 0, 0], [1, 0, 0]], dtype=torch.float64)
+    x, bends = (torch.tensor(m, dtype=ends.dtype) for m in (circling.ENCODER, circling.BENDS))
+    for method, every in circling.distances().items():
+        for rate, path in zip(circling.LENGTHS, every, strict=True):
+            w, found = torch.tensor([0.0, 0.0, 1.0]).to(ends), []
+            for _ in range(300):
+                v = [bends @ (x @ w - torch.linalg.solve(bends, end)) for end in ends]
+                g = [x.T @ each for each in v]
+                found.append(torch.lerp(*g, second(*g)).norm())
+                w = w - rate * torch.lerp(*g, second(*(v if method == "MGDA-UB" else g)))
+            assert torch.allclose(path[:300], torch.stack(found) / found[0], 1e-6, 1e-9)
