@@ -182,8 +182,8 @@ def finish(body: Callable[[], None], out: Path) -> int:
     def say(what: str, status: int) -> int:
         kept = sum(1 for _ in (out / "cells").rglob("*.json"))
         print(
-            f"\n{what}; {kept} finished runs are kept in {out / 'cells'}, and the same command "
-            "goes on from there",
+            f"\n{what}; {kept} finished runs are kept in {out / 'cells'}, of all settings, and the "
+            "same command goes on from its own",
             file=sys.stderr,
         )
         return status

@@ -3,8 +3,8 @@
 #
 # ASO (almost stochastic order) compares the scores of two methods over seeds and answers eps_min, an
 # upper confidence bound: the first is better where it is below 0.5, or, as the package advises, 0.2.
-# For m comparisons Bonferroni's bound has the level 1 - 0.05/m. The package's has 0.95 + 0.05/m, the
-# same for m = 2 alone. aso(a, b, num_comparisons=m, seed=1) for two normal samples of 20 seeds,
+# For m > 1 comparisons Bonferroni's bound has the level 1 - 0.05/m. The package's has 0.95 + 0.05/m,
+# the same for m = 2 alone. aso(a, b, num_comparisons=m, seed=1) for two normal samples of 20 seeds,
 # beside the bound at Bonferroni's level, which follows from the answers for m = 1 and m = 2, as the
 # bound is linear in the normal quantile of its level:
 #     m = 1:  0.109, Bonferroni 0.109

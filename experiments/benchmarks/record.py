@@ -133,7 +133,7 @@ class Record:
         rows are sorted; in the order of measuring by default.
         """
         self.path, self.fields, self.settings, self.order = path, fields, chosen, order
-        self.rows = read(path)
+        self.rows, self.own = read(path), list[Row]()  # of this run alone
 
     def cell(self, row: Row) -> tuple[Any, ...]:
         """What names the cell of a row."""
@@ -152,10 +152,11 @@ class Record:
         load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
         about = {"load": load, "day": day, "settings": self.settings}
         with writer_lock(self.path):  # another command may have its rows here
-            mine = [row for row in self.here() if self.cell(row) not in anew]
+            mine = [row for row in self.own if self.cell(row) not in anew]
+            self.own = [*mine, *(row | about for row in found)]
             anew |= {self.cell(row) for row in mine}
             rest = [row for row in read(self.path) if self.cell(row) not in anew]
-            self.rows = sorted([*rest, *mine, *(row | about for row in found)], key=self.order)
+            self.rows = sorted([*rest, *self.own], key=self.order)
             write_whole(self.path, json.dumps({"version": VERSION, "rows": self.rows}, indent=1))
 
     def write_tables(self, table: Callable[[list[Row], str], str]) -> str:

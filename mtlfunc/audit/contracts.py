@@ -163,13 +163,15 @@ def check_absent(harness: Harness) -> Finding:
     """Absent tasks get weight 0, the others what they get alone; with no task present all are 0.
 
     Only the zeros if the rule draws random numbers (alone, the others draw other numbers), and at a
-    T of which it does not take two less. The check does not apply if it refuses, outside a vmap,
-    that one is absent: by a ValueError or NotImplementedError; other errors are defects.
+    T of which it does not take one or two less. The check does not apply if it refuses, outside a
+    vmap, that one is absent: by a ValueError or NotImplementedError; other errors are defects.
     """
-    takes = [count for count in EVERY if bool(harness.pool(count).valid.any())]
-    tasks = tuple([count for count in takes if count > 1])
-    fewer = {count: min(max(count - 2, 1), EVERY[-1]) for count in harness.counts}
-    zeros = {count: harness.draws or rest not in takes for count, rest in fewer.items()}
+
+    def takes(*counts: int) -> bool:
+        return all(bool(harness.pool(max(count, 1)).valid.any()) for count in counts)
+
+    tasks = tuple([count for count in SEVERAL if takes(count)])
+    zeros = {k: harness.draws or not takes(k - 1, k - 2) for k in (*tasks, *harness.between)}
     if not tasks:
         raise Inapplicable("no instance with valid weights that it speaks of")
     pool = harness.pool(tasks[:2][-1])

@@ -40,9 +40,9 @@ def representation(
     ‖∂z/∂θ‖·‖Σ w_t ∂L_t/∂z‖, and the right-hand side is minimised. Zero exactly at
     Pareto-stationary points if ∂z/∂θ has full row rank; yet its direction can raise a task, because
     inner products of ∂L_t/∂z and of ∂L_t/∂θ may differ in sign, and steps along it can circle
-    around such points for ever (`python -m paper_repro --only mgda.counterexample`). When every
-    sample supervises one task, rows are orthogonal and w_t is proportional to 1/‖∂L_t/∂z‖²: the
-    bound sees no relation between tasks.
+    around such points (`python -m paper_repro --only mgda.counterexample`). When every sample
+    supervises one task, rows are orthogonal and w_t is proportional to 1/‖∂L_t/∂z‖²: the bound sees
+    no relation between tasks.
 
     Args:
         encode: `(params, batch) -> z`, a tensor or a dict of tensors.

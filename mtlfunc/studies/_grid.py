@@ -159,15 +159,16 @@ class _Chunk(NamedTuple):
 
 def _serially(f: Callable[..., Any], points: _Points, _: Any) -> Answers:
     """Chunks grow where all is soon done, or as long as one twice as large takes hardly longer."""
-    paces: list[float] = []  # seconds per point
+    paces: dict[int, float] = {}  # seconds per point, by the size of the chunk
     for chunk in points.chunks():
         begin = time.monotonic()
         found = chunk.answers(f)
-        paces.append((time.monotonic() - begin) / len(chunk.flat))
-        soon = paces[-1] * (points.total - points.done.sum()) < 30.0
-        if points.grows and soon:
+        size = len(chunk.flat)
+        paces[size] = pace = (time.monotonic() - begin) / size
+        cheaper = size == points.at_once and pace < 0.7 * paces.get(size // 2, math.inf)
+        if points.grows and pace * (points.total - points.done.sum()) < 30.0:
             points.at_once = points.total
-        elif points.grows and (len(paces) == 1 or paces[-1] < 0.7 * paces[-2]):
+        elif points.grows and cheaper:
             points.at_once *= 2
         yield chunk.flat, found
 

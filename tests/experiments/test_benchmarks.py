@@ -82,10 +82,10 @@ def test_a_row_is_reused_only_under_the_same_settings(tmp_path):
     with pytest.raises(SystemExit, match="2 different settings"):
         record.only(tmp_path / "r.json")
     one, other = kept(2.0), kept(2.0)  # two commands
-    for who, case in ((one, "c"), (other, "d"), (kept(3.0), "c"), (one, "e")):
+    for who, case in ((one, "c"), (other, "d"), (kept(3.0), "c"), (kept(4.0), "a"), (one, "e")):
         who.keep({"case": case, "time": 4.0})
     found = [(row["case"], row["settings"]["seconds"]) for row in record.read(tmp_path / "r.json")]
-    assert sorted(found) == [("a", 2.0), ("b", 1.0), ("c", 2.0), ("d", 2.0), ("e", 2.0)]
+    assert sorted(found) == [("a", 4.0), ("b", 1.0), ("c", 2.0), ("d", 2.0), ("e", 2.0)]
 
 
 @pytest.mark.parametrize(

@@ -28,13 +28,10 @@ REFERENCES: dict[str, Contestant] = {
 
 
 def arena(
-    rule: Any,
-    *,
-    against: Mapping[str, Contestant] | None = None,
-    problems: Iterable[str] | Mapping[str, BenchmarkProblem] = QUICK,
-    settings: Settings = SHORT,
+    rule: Any, *, against: Mapping[str, Contestant] | None = None,
+    problems: Iterable[str] | Mapping[str, BenchmarkProblem] = QUICK, settings: Settings = SHORT,
     progress: bool = True,
-) -> Result:
+) -> Result:  # fmt: skip
     """A rule against others and a tuned static search, each at its own best learning rate.
 
     On small problems with known answers. The static search tries several weight vectors at every
