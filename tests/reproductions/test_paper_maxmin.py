@@ -95,8 +95,9 @@ def test_mgda_ub_circles_by_a_literal_loop():
         for rate, path in zip(circling.LENGTHS, every, strict=True):
             w, found = torch.tensor([0.0, 0.0, 1.0]).to(ends), []
             for _ in range(300):
-                v = [bends @ (x @ w - torch.linalg.solve(bends, end)) for end in ends]
-                g = [x.T @ each for each in v]
-                found.append(torch.lerp(*g, second(*g)).norm())
-                w = w - rate * torch.lerp(*g, second(*(v if method == "MGDA-UB" else g)))
+                v1, v2 = (bends @ (x @ w - torch.linalg.solve(bends, end)) for end in ends)
+                g1, g2 = x.T @ v1, x.T @ v2
+                found.append(torch.lerp(g1, g2, second(g1, g2)).norm())
+                share = second(v1, v2) if method == "MGDA-UB" else second(g1, g2)
+                w = w - rate * torch.lerp(g1, g2, share)
             assert torch.allclose(path[:300], torch.stack(found) / found[0], 1e-6, 1e-9)
