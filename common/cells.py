@@ -1,6 +1,5 @@
 """One cell of a study, and the finished ones on disk, each under a key of all that it rests on."""
 
-import hashlib
 import json
 import math
 import re
@@ -14,6 +13,7 @@ from common.sources import check, key
 from mtlfunc.core.files import write_whole
 
 from .files import Files
+from .locks import digest
 from .progress import Progress
 from .signals import unbroken
 
@@ -63,7 +63,7 @@ class Store:
             files: of the data. What they hold is in `settings` (`Files.source`); here it is seen
                 whether they stay as they are.
         """
-        own = hashlib.sha256(str(settings).encode()).hexdigest()[:8]  # a try keeps its own runs
+        own = digest((), settings)[:8]  # a try keeps its own runs
         self.folder, self.unfinished, self.files = folder / own, unfinished, files
         self.key = key(sources, settings, torch.__version__)
 

@@ -166,12 +166,9 @@ def check_absent(harness: Harness) -> Finding:
     T of which it does not take one or two less. The check does not apply if it refuses, outside a
     vmap, that one is absent: by a ValueError or NotImplementedError; other errors are defects.
     """
-
-    def takes(*counts: int) -> bool:
-        return all(bool(harness.pool(max(count, 1)).valid.any()) for count in counts)
-
-    tasks = tuple([count for count in SEVERAL if takes(count)])
-    zeros = {k: harness.draws or not takes(k - 1, k - 2) for k in (*tasks, *harness.between)}
+    takes, tasks = harness.takes, tuple(filter(harness.takes, SEVERAL))
+    counts = (*tasks, *harness.between)
+    zeros = {k: harness.draws or not all(map(takes, {k - 1, max(k - 2, 1)})) for k in counts}
     if not tasks:
         raise Inapplicable("no instance with valid weights that it speaks of")
     pool = harness.pool(tasks[:2][-1])

@@ -225,6 +225,11 @@ class Harness:
             unit = usual(rows[plain], weights[plain])
         return Pool(cases, weights, family, instances.independent(rows), unit)
 
+    def takes(self, count: int) -> bool:
+        """Whether the rule answers one of T = count tasks."""
+        one = self.ready(instances.generic("gaussian", count, 1))
+        return bool(self.answers(one).isfinite().any())
+
     def pool(self, count: int) -> Pool:
         """All instances of T = count tasks: integer Jacobians first, then generic families."""
         if count not in self.pools:

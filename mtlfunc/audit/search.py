@@ -73,17 +73,15 @@ def choose_instances(
         return
     more = harness.between if len(check.tasks) > 1 else ()
     for count in (*check.tasks, *more, *((MANY,) if check.large else ())):
+        if check.grows and not harness.takes(count + 1):
+            continue
         pool = harness.pool(count)
         families = check.families if count <= BATCHED else check.families[:1]
         numbers = torch.tensor([1 + instances.FAMILIES.index(f) for f in families]).long()
         whole = pool.family == 0
-        if check.where is not None and bool(whole.any()):
-            whole = whole & check.where(pool.cases.jacobian)
+        if (where := check.where) is not None and bool(whole.any()):
+            whole = whole & where(pool.cases.jacobian)
         kept = (whole | torch.isin(pool.family, numbers)) & (pool.valid | check.everything)
-        if check.grows:
-            grown = harness.ready(instances.generic("gaussian", count + 1, 1))
-            if not bool(harness.answers(grown).isfinite().any()):
-                continue
         places = kept.nonzero().flatten()
         if check.most is not None:
             integer = places[pool.family[places] == 0]

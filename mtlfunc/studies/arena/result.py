@@ -441,7 +441,7 @@ def _fields(key: str, values: Float[Tensor, " seed"], draws: Tensor) -> dict[str
 
 
 def _cell(record: Mapping[str, Any], by: str) -> str:
-    if by not in record or not math.isfinite(record[by]):
+    if not math.isfinite(record.get(by, math.inf)):
         return "failed !" if by in record and record["status"] else ""
     gap = f"{by} less {BASELINE}'s"
     low, high = (record.get(f"{gap}, {side}", math.nan) for side in ("low", "high"))
