@@ -171,5 +171,6 @@ def by_solvers(settings: Settings) -> Claim:
         "CA-17",
         numbers,
         f"c = .5, {draws} draws a family (conic, and SLSQP at T = 50: {few}), 100 parameters; "
-        "missed at most: the worst task's rate below the optimum, relative",
+        "missed at most: the worst task's rate below the optimum, relative; what a solver costs is "
+        "not measured",
     )

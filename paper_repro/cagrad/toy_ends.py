@@ -213,6 +213,8 @@ def ends(toy: Toy) -> Findings:
         far = f"{name}: largest distance of 0 from the gradients' hull at the end, over the longest"
         ours[far] = problem.distance_to_stationarity(points).max()
         spreads[f"{spread} over the set's length"] = ours[spread] / 14
+        apart = problem.at(points).diff(dim=-1).abs().max()
+        spreads[f"{name}: largest difference of the two losses at the end"] = float(apart)
     yield Claim("CA-06", spreads, f"{toy.budget}, six starts")
     yield Claim("CA-26", ours, f"{toy.budget}, six starts; excess: mean loss above its minimum")
 

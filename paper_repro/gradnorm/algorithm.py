@@ -217,13 +217,13 @@ def measured_layer(settings: Settings) -> Claim:
         own = [leaf for key, leaf in leaves.items() if key.startswith(chosen)]
         rows = [torch.autograd.grad(loss, own, retain_graph=True) for loss in now]
         errors.append((found / torch.stack([norm_of(row) for row in rows]) - 1).abs().max())
-        values += [float(found[1] / found[0]), float(found[0])]
+        values.append((float(found[1] / found[0]), float(found[0])))
     return Claim(
         "GN-08",
         {
             "largest relative difference from autograd": largest(errors),
             "smallest relative difference between two choices of W": smallest(
-                b / a - 1 for a, b in pairwise(sorted(values))
+                b / a - 1 for each in zip(*values, strict=True) for a, b in pairwise(sorted(each))
             ),
         },
         f"the first layer, the last shared one and the whole trunk; {problem}, two tasks, float64",

@@ -18,7 +18,7 @@ def losses(params: mf.types.Params, batch: Batch) -> Tensor:
 
 
 def quadratics(draws: int, tasks: int, dim: int, tag: int) -> tuple[mf.types.Params, Batch]:
-    """Random convex quadratics with Wishart Hessians of largest eigenvalue 1, and random starts.
+    """Random convex quadratics with Wishart Hessians of largest eigenvalue 1.05, and random starts.
     First axis `[draw]`.
     """
     factors, centres = normal(tag, (draws, tasks, dim, dim)), normal(tag + 1, (draws, tasks, dim))

@@ -151,7 +151,7 @@ def common_descent(settings: Settings) -> Claim:
         float((unit_sum(rows_of(draws, 2, size, 290))[1] < -ROUNDING).any(-1).double().mean())
         for size in (5, 20, 100)
     )
-    raised, left = unit_descent(settings.count(48), steps)
+    raised, left = unit_descent(settings.count(480), steps)
     pairs = rows_of(settings.count(10000), 2, 5, 280, spread=100.0)
     length = pairs.norm(dim=-1)
     rates = torch.einsum("dtp,dp->dt", pairs, (pairs / length[..., None]).sum(1))

@@ -57,7 +57,7 @@ def regression_batch(key: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.cache
 def moves() -> Tensor:
-    """Transition probabilities `[action, state, state]` of a grid with walls around it. a move
+    """Transition probabilities `[action, state, state]` of a grid with walls around it. A move
     slips to a random one now and then.
     """
     plain = torch.zeros(4, SIDE * SIDE, SIDE * SIDE, dtype=torch.float64)

@@ -53,7 +53,7 @@ CLAIMS = {
 
 
 def counterexample() -> dict[str, Fraction]:
-    """L(x) = x for x >= -2, x + ½(x + 2)² below: convex, ℒ = 1. G_1 = 3, g_2 = -2 at 0, so cos φ =
+    """L(x) = x for x >= -2, x + ½(x + 2)² below: convex, ℒ = 1. g_1 = 3, g_2 = -2 at 0, so cos φ =
     -1, ξ = 0 and PCGrad does not move. t = 4.
     """
     one, two, t = Fraction(3), Fraction(-2), Fraction(4)

@@ -29,11 +29,18 @@ def rests(measured: Measured) -> Verdict:
     return "holds only when" if settled else "does not hold"
 
 
-@decided("under random orders no mean end point lies within .05 of the minimum of the sum")
+@decided(
+    "under random orders no mean end point lies within .05 of the minimum of the sum (open where "
+    "that of one order lies there, too)"
+)
 def unbiased(measured: Measured) -> Verdict:
-    names = named_so(measured, "*, random order: distance of the mean end point")
-    near = [measured[name] < NEAR_MINIMUM.now for name in names]
-    return verdict_of(near, [not one for one in near])
+    random, one = (
+        [measured[x] for x in named_so(measured, f"*, {order} order: distance of the mean *")]
+        for order in ("random", "one")
+    )
+    near = [x < NEAR_MINIMUM.now for x in random]
+    shown = [x and y >= NEAR_MINIMUM.now for x, y in zip(near, one, strict=True)]
+    return verdict_of(shown, [not x for x in near])
 
 
 CLAIMS = {
@@ -48,7 +55,9 @@ CLAIMS = {
         "With many tasks the random order of the projections takes care of the bias that "
         "one order would have.",
         unbiased,
-        when="the curvatures are equal",
+        when="the curvatures are equal: in one order the runs end {equal curvatures, one order: "
+        "distance of the mean end point} from the minimum, in random ones {equal curvatures, "
+        "random order: distance of the mean end point}; with unequal curvatures both end away",
     ),
 }
 
@@ -69,9 +78,9 @@ def losses(params: mf.types.Params, curvatures: Tensor) -> Tensor:
 
 def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The mean over the second half and the end of every run, all side by side; `[curvatures, step
-    rule, start, seed, coordinate]`. The step rules are `CONSTANT` and 1/k.
+    rule, start, seed, coordinate]`. The step rules are `CONSTANT`, 1/k, and 1/k in one order.
     """
-    shape = (len(CURVATURES), 2, STARTS, seeds)
+    shape = (len(CURVATURES), 3, STARTS, seeds)
     lanes = torch.cartesian_prod(*(torch.arange(n) for n in shape))
     curvatures = torch.tensor(list(CURVATURES.values()), dtype=torch.float64)[lanes[:, 0]]
     rule, start, seed = lanes[:, 1:].unbind(1)
@@ -81,8 +90,8 @@ def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     def move(orders: Tensor) -> Balance:
         return mf.balance(losses, mf.pcgrad(orders), mf.jacobian(), reduction="sum")
 
-    # given orders leave nothing to keep
-    first = move(torch.arange(3).expand(3, 3)).init({"x": x[0]}, curvatures[0])
+    one = torch.arange(3).expand(3, 3)
+    first = move(one).init({"x": x[0]}, curvatures[0])  # given orders leave nothing to keep
 
     def advance(x: Tensor, curvatures: Tensor, orders: Tensor, length: Tensor) -> Tensor:
         return x - length * move(orders).update({"x": x}, curvatures, first)[0]["x"]
@@ -92,6 +101,7 @@ def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     def moved(x: Tensor, keys: Tensor, time: Tensor) -> tuple[Tensor]:
         orders = vmap(drawn, (0, None))(keys, time)[seed]
+        orders = orders.where((rule < 2)[:, None, None], one)
         lengths = torch.where(rule > 0, 1 / (time.to(x) + 5), CONSTANT)
         return (vmap(advance)(x, curvatures, orders, lengths),)
 
@@ -120,8 +130,9 @@ def run(settings: Settings) -> Findings:
         label = f"{name}, random order, step {CONSTANT:g}"
         rests[f"{label}: distance of the last iterate from the run's mean"] = float(around)
         minimum = np.array(curvatures) @ centres().numpy() / sum(curvatures)  # of the sum
-        distance = np.linalg.norm(ends.mean(0) - minimum)
-        bias[f"{name}, random order: distance of the mean end point"] = float(distance)
+        for rule, order in ((1, "random"), (2, "one")):
+            distance = np.linalg.norm(end[row, rule].reshape(-1, 2).mean(0) - minimum)
+            bias[f"{name}, {order} order: distance of the mean end point"] = float(distance)
     where = f"{STARTS} starts, {seeds} seeds, {steps:,} steps"
     yield Claim(
         "PC-31",
@@ -129,4 +140,5 @@ def run(settings: Settings) -> Findings:
         f"all 8 orders in exact fractions; three quadratics, {where}. A constant step leaves a "
         "ball, steps of 1/k settle (end points within .1) at one point",
     )
-    yield Claim("PC-32", bias, f"three quadratics, steps 1/k, {where}; distance from the minimum")
+    about = "steps 1/k; one order: each task's gradient by the others in theirs"
+    yield Claim("PC-32", bias, f"three quadratics, {about}, {where}; distance from the minimum")

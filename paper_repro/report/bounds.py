@@ -137,7 +137,6 @@ PREDICTS = Bound(0.3, "rank correlation that predicts", "a tenth of the variance
 ALIKE = Bound(
     -0.05, "difference of two cosines or correlations that are alike", "a fortieth of their range"
 )
-TELLS = Bound(-0.5, "rank correlation with the cosine at the start", "a quarter of the variance")
 FAR = Bound(0.05, "accuracy that is lost", "five points of a hundred")
 NEAR = Bound(0.01, "accuracy that is not lost", "one point of a hundred")
 CLOSER = Bound(0.5, "1 - cosine of updates over that of directions", "far closer: half")

@@ -127,6 +127,7 @@ def balanced(draws: int, where: str) -> Claim:
         ntk, equal = (apart(problem, w, draws) for w in (ntk_weights(problem), physics.equal))
         label = f"{name}: difference of the falls' logarithms, NTK weights over equal ones"
         numbers |= named(label, ratio_interval(ntk, equal))
+        numbers[f"{name}: the same, equal weights, mean"] = float(equal.mean())
     return Claim(
         "SI-21",
         numbers,

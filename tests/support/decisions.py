@@ -79,10 +79,12 @@ part | *mean = 0.1
 lost | *mean = 0.1 & *points = 0.5
 PC-32
 {a|b}, random order: distance of the mean end point = 0.01
-part | a* = 0.5
-lost | *point = 0.5
+{a|b}, one order: distance of the mean end point = 0.4
+part | a, random* = 0.5
+lost | *random* = 0.5
+open | *one* = 0.01
 SU-14
-share of runs in a cycle longer than 1, optimum no vertex = 0.97..1
+share of runs in a cycle longer than 1 = 0.97..1
 largest excess of 1 - max softmax over (T - 1) exp(-λ·margin) = 0
 lost | share* = 0.5..0.7
 open | share* = 0.9..1
@@ -239,13 +241,13 @@ part | *4* = 9
 lost | *4* = 9 & *8* = 1
 X-01
 steps = 100000
-convex pairs: share ending Pareto stationary = 0.97..1
-convex pairs: share with an excess below 1 % = 0.93..0.99
+pairs that are not at rest = 0
+dim {2|10}: share with an excess above 1 % of the initial gap = 0.01..0.04
 toy: PCGrad's excess of the mean loss from (9, 9) = 0
 part | *from* = 5
-part | *% = 0.1..0.2
-lost | *% = 0.1..0.2 & *from* = 5
-open | *stationary = 0.4..0.6
+part | dim 2*gap = 0.1..0.2
+lost | dim*gap = 0.1..0.2 & *from* = 5
+open | pairs* = 2
 X-02
 steps = 100000
 CAGrad: rise of the losing task after contact from {(10, -8)|(-8.5, -5)} = 5
@@ -266,7 +268,7 @@ MGDA, β₁ = 0, on J P Jᵀ: smallest promised rate over the largest term = 0
 UPGrad, β₁ = 0.9, on J P Jᵀ, safe: smallest promised rate over the largest term = 0
 part | *safe: share* = 0.1..0.2
 lost | *P J*: share* = 0.1..0.2
-lost | MGDA*: smallest* = -0.1
+part | MGDA*: smallest* = -0.1
 open | *P J*: share* = 0.01..0.2
 open | *on J Jᵀ* = 0..0.1
 X-07
@@ -278,7 +280,8 @@ exact polar factors, on the nuclear norm: smallest promised rate over the larges
 Muon's Newton-Schulz steps, on the nuclear norm: smallest promised rate over the largest = 0.02
 part | Muon*norm: share* = 0.1..0.2
 lost | *norm: share* = 0.1..0.2
-lost | exact*: smallest* = -0.1
+part | exact*: smallest* = -0.1
+lost | *: smallest* = -0.1
 open | *norm: share* = 0.01..0.2
 open | *on J Jᵀ* = 0..0.1
 SI-26
