@@ -99,6 +99,7 @@ RULES = {
     "pcgrad": mf.pcgrad,
     "gradnorm": lambda: mf.gradnorm(0.5),  # compares losses and lengths over time
     "nash_mtl": mf.nash_mtl,  # weights with the unit of a gradient's length
+    "gauss_newton": lambda: mf.physics.gauss_newton(0.1, momentum=True),  # reads J c
 }
 
 
@@ -108,19 +109,18 @@ def test_a_scalers_factor_changes_nothing_while_it_grows(name):
     end = []
     for enabled in (False, True):
         found = ran(SCALED)
-        net, scaler = found["net"], torch.amp.GradScaler("cpu", 2.0, growth_interval=3)
+        net = found["net"]
+        scaler = torch.amp.GradScaler("cpu", 2.0, growth_interval=3, enabled=enabled)
         rule = found["unscaled"](RULES[name](), scaler) if enabled else RULES[name]()
-        balancer = mf.Balancer(net, rule, "trunk.*")
-        optimizer = torch.optim.SGD(net.parameters(), lr=1e-2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
+        metric = optimizer if name == "gauss_newton" else None
+        balancer = mf.Balancer(net, rule, "trunk.*", metric=metric)
         for _ in range(8):
             losses = torch.stack(found["losses_of"](found["trunk"](found["x"])))
             optimizer.zero_grad()
-            balancer.backward(scaler.scale(losses) if enabled else losses)
-            if enabled:
-                scaler.step(optimizer)
-                scaler.update()
-            else:
-                optimizer.step()
+            balancer.backward(scaler.scale(losses))
+            scaler.step(optimizer)
+            scaler.update()
         end.append([leaf.detach().clone() for leaf in net.parameters()])
     torch.testing.assert_close(*end)
 
