@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.checks import check_gramian, check_tensor, poison
+from ..core.checks import check_count, check_gramian, check_tensor, poison
 from ..types import SampleNoise
 
 
@@ -93,8 +93,7 @@ def noise_scale(
         >>> noise_scale(g @ g.mT), noise_scale(g.norm(dim=1), g.mean(0).norm())
         (tensor([1.5000], dtype=torch.float64), tensor(1.5000, dtype=torch.float64))
     """
-    if size < 1:
-        raise ValueError(f"size: expected a number of samples >= 1, got {size}")
+    check_count(size, "size")
     check_tensor(samples, "samples", "[n, n], or of lengths with total")
     check_tensor(total if total is not None else samples, "total", "0-d or [task]")
     if total is None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 from ..core.checks import check_count, check_gramian, check_params, check_scalar, poison
+from ..core.expect import expect_losses_fn
 from ..core.tree import map_params, same_shapes
 from ..gradients.levels import explained
 from ..gradients.losses import parse_losses
@@ -78,6 +79,7 @@ def curvature(
         >>> curvature(lambda params, batch: params["w"] ** 2, params, ())
         tensor(40.)
     """
+    expect_losses_fn(losses_fn)
     check_params(params)
     check_scalar(lr, "lr")
     check_count(nodes, "nodes")
@@ -130,8 +132,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     length = root(square)
     noise = noise_level(len(w), gramian.dtype) ** 0.5 * (root(gramian.diagonal()) @ w)
     least = (square - solution.gap) / length.where(length > 0, 1.0)
-    lower = torch.where(length > noise, torch.minimum(least, length), 0.0).clamp_min(0)
-    lower = poison(lower, gramian)
+    lower = poison(torch.where(length > noise, least.minimum(length), 0.0).clamp_min(0), gramian)
     return Stationarity(w, length, lower, noise, length <= noise)
 
 
@@ -207,7 +208,7 @@ def delta_m(
     if not metrics or set(metrics) != set(baselines) or set(metrics) != set(higher_is_better):
         raise ValueError(
             "metrics, baselines and higher_is_better must have the same names, got "
-            f"{sorted(metrics)}, {sorted(baselines)}, {sorted(higher_is_better)}"
+            f"{list(metrics)}, {list(baselines)}, {list(higher_is_better)}"
         )
     if odd := [x for x in higher_is_better.values() if np.ndim(x) or x not in (0, 1)]:
         raise ValueError(f"higher_is_better: expected True or False, got {odd[0]!r}")

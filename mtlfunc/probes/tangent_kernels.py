@@ -62,7 +62,7 @@ def kernel_traces(
     expect_probe(probe)
     check_option(trace, "trace", get_args(Trace))
     check_option(engine, "engine", get_args(Engine))
-    if callable(residuals) or isinstance(residuals, dict) or not len(residuals):
+    if not isinstance(residuals, list | tuple) or not residuals:
         raise ValueError(
             "residuals: expected a list of functions (params, batch) -> [n], one a task in the "
             f"order of the losses, got {residuals if residuals == [] else type(residuals).__name__}"

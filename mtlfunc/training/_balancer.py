@@ -245,7 +245,7 @@ class Balancer:
         with enable_grad(), Explained():
             found = self._answer(losses, present, weightings)
         self._kept, info, ranks = found.kept, found.info, found.live.run.union.size
-        weights = info.weights.detach()
+        weights = info.weights.detach().clone()
         if weightings is not None:  # DDP's mean over the ranks of these is a sum
             weights = weights * ranks
         elif found.part is not None and present is not None:

@@ -1,4 +1,4 @@
-"""What a Balancer is given, checked; and its rule under a gradient scaler, its state in a dict."""
+"""What a Balancer is given, checked; and its state in a dict."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext

@@ -39,7 +39,7 @@ def log_dict(info: Info, *, names: Sequence[str] | None = None) -> dict[str, flo
         raise RuntimeError(f"log_dict: there are no numbers under a transform; outside {one}")
     if info.losses.ndim != 1:
         raise ValueError(f"info: {list(info.losses.shape)} are of several steps or runs; {one}")
-    tasks = [str(name) for name in names or info.tasks or range(len(info.losses))]
+    tasks = [str(x) for x in (info.tasks or range(len(info.losses)) if names is None else names)]
     if isinstance(names, str) or len(tasks) != len(info.losses):
         raise ValueError(f"names: expected {len(info.losses)} strings, one a task, got {names!r}")
     rows = tasks if len(info.weights) == len(tasks) else [*map(str, range(len(info.weights)))]
