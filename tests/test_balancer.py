@@ -195,6 +195,7 @@ def test_weights_are_in_the_order_of_the_losses(net):
     first = dict(zip("abc", scalars(net(X), Y), strict=True))
     weights, info = balancer.weigh(first)
     assert torch.equal(weights, info.weights)
+    assert weights.data_ptr() != info.weights.data_ptr()
     assert len(set(weights.tolist())) == 3
     again, same = balancer.weigh({name: first[name] for name in "cab"})
     assert torch.equal(again, weights[[2, 0, 1]])

@@ -154,7 +154,7 @@ def test_what_it_refuses():
     assert mf.log_dict(one) == mf.log_dict(info)
     with pytest.raises(RuntimeError, match="outside take one"):
         vmap(lambda info: mf.log_dict(info)["shortfall"])(several)
-    for names in (["a"], ["a", "b", "c"], "ab"):
+    for names in ([], ["a"], ["a", "b", "c"], "ab"):
         with pytest.raises(ValueError, match="expected 2 strings"):
             mf.log_dict(info, names=names)
     with pytest.raises(ValueError, match="one key to two numbers"):

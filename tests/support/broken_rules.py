@@ -447,9 +447,7 @@ BY_PROPERTY = {
         "NaN from the 21st update on": (breaks_at_update(21), "weights are (nan) (at update 21)", 1)
     },
     "continuity": {"a jump": (halves, "the direction jumps from", 2)},
-    "convex weights": {
-        "negative weights": (lambda g: -uniform(g), "weights (-1) sum to -1", 1)
-    },
+    "convex weights": {"negative weights": (lambda g: -uniform(g), "weights (-1) sum to -1", 1)},
     "identical tasks": {
         "a sum": (lambda g: torch.ones_like(g[0]),
                   "all gradients are (1), but the direction is (2)", 2)

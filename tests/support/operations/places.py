@@ -41,9 +41,7 @@ INDEXING = {
     "index_add alpha": op(lambda x, y: x.index_add(0, torch.tensor([1, 1]), y, alpha=2), X23, X23),
     "index_copy": op(lambda x, y: torch.index_copy(x, 1, INDEX, y), X23, (2, 2)),
     **{
-        f"index_copy {name}": op(
-            lambda y, to=to: torch.index_copy(constant(4), 0, to, y), source
-        )
+        f"index_copy {name}": op(lambda y, to=to: torch.index_copy(constant(4), 0, to, y), source)
         for name, to, source in (
             ("one number", torch.tensor([2]), ()),
             ("by one number", torch.tensor(2), ()),
