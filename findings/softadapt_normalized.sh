@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # softadapt 0.2.0: NormalizedSoftAdapt turns the order of the tasks round while the losses fall.
 #
-# Its pages say of all variants: with beta > 0 the component that does worst gets more attention.
+# Its classes say of all variants: with beta > 0 the component that does worst gets more attention.
 # The normalised one divides the rates of change by their sum, with its sign, before the softmax.
 # While losses fall the rates are negative and so is the sum: the quotients are positive and largest
 # for the loss that falls fastest. Seen with beta = 1 and two losses over six epochs:
@@ -9,8 +9,10 @@
 #     one falls by 1/8 an epoch, one by 1   .706 .294    .315 .685
 #     one rises by 1/8 an epoch, one by 1   .294 .706    .315 .685
 #     one falls by 1/8, one rises by 1/8    .438 .562    NaN  NaN
-# Falling and rising losses get the same weights. With rates of both signs the quotients grow without
-# bound as their sum comes to 0, and at 0 the weights are NaN, without a warning of the package.
+# Falling and rising losses get the same weights. With rates of both signs the quotients grow
+# without bound as their sum comes to 0, and at 0 the weights are NaN, without a warning of the
+# package. The example in its README shows the reversal, without a word of it: .9934 .0066 .0000 by
+# SoftAdapt, .3221 .3251 .3528 normalised.
 # Divided by the sum of absolute values the first row would be .685 .315.
 #
 # Why it matters: losses fall in most of training, so the variant that is meant to be robust against

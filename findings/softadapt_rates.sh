@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# softadapt 0.2.0: the rate of a loss is its slope at the oldest of the given points, not the newest.
+# softadapt 0.2.0: a loss's rate is its slope at the oldest point that is read, not the newest.
 #
 # SoftAdapt weighs each loss by how fast it changes now: with beta > 0 the one that rises, or falls
 # most slowly, gets the largest weight. The package estimates the change by coefficients of forward
 # differences, whose first belongs to the first value of the history, the oldest. They are exact, at
-# that point. By default (accuracy_order=None) the whole history is one such formula. Seen with two
-# losses, beta = 1, histories of six epochs, oldest first:
+# that point. By default (accuracy_order=None) the whole history is one such formula, of up to six
+# epochs or an odd number of them. Seen with two losses, beta = 1, histories of six epochs, oldest
+# first:
 #     rising   4 1 0 1 4 9   (n - 2)^2: slope +6 at its end, by 5 up in the last epoch
 #     falling  9 8 7 6 5 4   slope -1
 #     accuracy_order   rate of the first   weights: rising, falling
@@ -19,7 +20,7 @@
 # LossWeightedSoftAdapt and NormalizedSoftAdapt come from the same rates.
 #
 # Why it matters: with the default a loss that fell at first and has grown for three epochs is
-# weighted as one that falls fast, so the task that gets worse is given a twentieth of the step. The
+# weighted as one that falls fast: the task that gets worse has a twentieth of the weight. The
 # weights lag by the whole history, and a longer history, meant to be more exact, lags more. Who
 # compares with SoftAdapt by this package compares with another method; accuracy_order=1 is the
 # difference of the last two values.

@@ -12,10 +12,9 @@
 # No call warns of it. Central differences of the loss itself are 0 for the second variance.
 #
 # Why it matters: this is the loss of tasks that learn their own noise, and eps is there for
-# variances that networks bring to zero, as behind a ReLU. Gauss-Newton products, curvature along a
-# step, `hessian` and directional derivatives by jvp then describe another function than the one
-# that training descends: the rate at which the loss is said to change along the gradient is 0 where
-# the gradient is 1200 long.
+# variances that networks bring near zero. Curvature along a step, `hessian` and directional
+# derivatives by jvp then describe another function than the one that training descends: the rate
+# at which the loss is said to change by the first variance is 0 where its gradient is -1200.
 #
 # Exits 0 while this is so, 1 where it changes, 2 where the packages cannot be installed.
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# torch 2.13.0: networks that get the same vector by vector_to_parameters are one network afterwards.
+# torch 2.13.0: networks that get one vector by vector_to_parameters are one network afterwards.
 #
 # torch.nn.utils.vector_to_parameters writes nothing into the parameters: it makes each of them a
 # view of the vector. Its page says that it copies slices of the vector into the parameters. Seen:
@@ -10,7 +10,7 @@
 #         the vector from before has changed, so that the next trial is taken back to another point
 #     a head of 3 numbers beside a trunk of 999,000; torch.save of the head's state_dict:
 #         2 KB before, 4 MB after, as the file holds the whole vector
-# A clone of the vector for each call avoids all of it.
+# A clone of the vector for each call avoids the first two.
 #
 # Why it matters: a paired comparison of methods gives each the same start, and one flat vector is
 # how to keep it. Here the methods then train one network in turn, and each seems to begin where the

@@ -83,7 +83,7 @@ def noise_scale(
         B `[task]`, or of the shape of `total`; infinite where noise hides the gradient.
 
     Raises:
-        ValueError: for other shapes, fewer than two gradients or size < 1.
+        ValueError: for other shapes, fewer than two gradients or a size not in 1, 2, …
 
     Source:
         McCandlish et al. 2018, eq. 2.9 and appendix A.1.

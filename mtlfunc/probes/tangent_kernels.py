@@ -62,10 +62,10 @@ def kernel_traces(
     expect_probe(probe)
     check_option(trace, "trace", get_args(Trace))
     check_option(engine, "engine", get_args(Engine))
-    if not isinstance(residuals, list | tuple) or not residuals:
+    if not isinstance(residuals, list | tuple) or not len(residuals):
         raise ValueError(
             "residuals: expected a list of functions (params, batch) -> [n], one a task in the "
-            f"order of the losses, got {residuals if residuals == [] else type(residuals).__name__}"
+            f"order of the losses, got {type(residuals).__name__} {residuals!s:.40}"
         )
     for i, term in enumerate(residuals):
         expect_function(term, f"residuals[{i}]", "params, batch")

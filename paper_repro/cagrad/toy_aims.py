@@ -61,7 +61,7 @@ CLAIMS = {
         "PC-18 against CA-04: PCGrad practically reaches the optimum; it stops at Pareto points.",
         which.open_unless(WHOLE),
         when="the pairs are convex and of many parameters: of those of 2, a share of {dim 2: "
-        f"{SHORT}}} ends more than 1 % short of the optimum, of those of 50 {{dim 50: {SHORT}}}; "
+        f"{SHORT}}} ends over 1 % of the gap short of the optimum, of 50 {{dim 50: {SHORT}}}; "
         "on the toy PCGrad stops short, too",
     ),
     "X-02": Row(

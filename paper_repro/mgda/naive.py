@@ -124,8 +124,8 @@ def oscillates(draws: int) -> Claim:
             ),
             "largest excess of 1 - max softmax over (T - 1) exp(-λ·margin)": above,
         },
-        f"{len(runs)} random Gramians with 3, 10 and 30 tasks whose optimum is no vertex, from the "
-        "mean gradient. At the optimum itself all tasks with weight tie. Wilson interval",
+        f"{len(runs)} random Gramians with 3, 10 and 30 tasks, from the mean gradient. At the "
+        "optimum itself all tasks with weight tie. Wilson interval",
     )
 
 

@@ -40,7 +40,7 @@ def unbiased(measured: Measured) -> Verdict:
     )
     near = [x < NEAR_MINIMUM.now for x in random]
     shown = [x and y >= NEAR_MINIMUM.now for x, y in zip(near, one, strict=True)]
-    return verdict_of(shown, [not x for x in near])
+    return verdict_of(shown, [not any(near)])
 
 
 CLAIMS = {
@@ -55,9 +55,9 @@ CLAIMS = {
         "With many tasks the random order of the projections takes care of the bias that "
         "one order would have.",
         unbiased,
-        when="the curvatures are equal: in one order the runs end {equal curvatures, one order: "
-        "distance of the mean end point} from the minimum, in random ones {equal curvatures, "
-        "random order: distance of the mean end point}; with unequal curvatures both end away",
+        when="the curvatures are equal: the mean of the ends lies {equal curvatures, one order: "
+        "distance of the mean end point} from the minimum in one order, in random ones {equal "
+        "curvatures, random order: distance of the mean end point}; with others both lie away",
     ),
 }
 

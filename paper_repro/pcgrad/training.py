@@ -163,8 +163,8 @@ def run(settings: Settings) -> Findings:
         # three steps each, against the noise of batches
         start, early, end = (log.losses[i : i + 3].mean(0) for i in (0, tenth, len(log.losses) - 3))
         whole = start - end
-        fall = np.clip(start - early, 0, None) / np.where(whole > 0, whole, np.inf)
-        share = np.where(fall.sum(-1) > 0, fall[:, 0] / np.maximum(fall.sum(-1), 1e-300), 0.5)
+        fall = np.clip(start - early, 0, None) / np.where(whole <= 0, np.inf, whole)
+        share = np.where(fall.sum(-1) == 0, 0.5, fall[:, 0] / np.maximum(fall.sum(-1), 1e-300))
         of_larger = clustered_share(np.maximum(share, 1 - share))
         larger |= named(f"{name}: share of the larger fall of its whole, first tenth", of_larger)
     where = f"{settings_of(logs)}. {STUDENT}"
@@ -184,7 +184,7 @@ def run(settings: Settings) -> Findings:
         larger,
         "fall of each loss over the first tenth of the steps, as a share of its fall over all; the "
         "tasks were made unequal: a tanh unit of size 3 and a product of size 1, goals 2 and 5 "
-        "moves away; " + where,
+        f"moves away; {settings_of(logs)}. Korn and Graubard's intervals",
     )
 
 
