@@ -18,7 +18,7 @@ CLAIMS = {
         "So it is under Muon: steps by MGDA's weights on J Jᵀ raise losses, those of the steepest "
         "common descent in Muon's norm do not.",
         remedied,
-        when="the polar factors are exact; with Muon's own a promised rate is {Muon's Newton-Schulz "
+        when="the polar factors are exact; by Muon's own a promised rate is {Muon's Newton-Schulz "
         "steps, on the nuclear norm: smallest promised rate over the largest} of the largest",
     )
 }
