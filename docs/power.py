@@ -133,7 +133,7 @@ def sentence() -> str:
         {state})"""
     said += f"{': ' * bool(shown)}{', '.join(shown)}."
     these = f"{' and '.join(hang)} {'is' if len(hang) == 1 else 'are'} shown"
-    said += f" {these} by one device's runs alone." * bool(hang)
+    said += f" Whether {these} depends on the device of some runs." * bool(hang)
     if rivals[study.NASH].verdict == others[study.NASH].verdict == "above":
         arm, *_ = against_arms(found.levels, study.NASH, study.ARMS)
         cost = bracket(arm.rest.found.mixed).replace("+", "")
