@@ -71,6 +71,7 @@ COUNTS = {
         lambda count: mf.sdmgrad(steps=count),
     ),
     "nodes": (lambda count: mf.diagnostics.curvature(vector, PARAMS, BATCH, nodes=count),),
+    "size": (lambda count: mf.diagnostics.noise_scale(G[0], G[0, 0], size=count),),
     "chunk_size": (lambda count: mf.jacobian(chunk_size=count),),
     "points_at_once": (lambda count: mf.grid(abs, {"a": G[0]}, points_at_once=count),),
     "n": (mf.subset,),
@@ -270,7 +271,7 @@ VALUES = {
         "samples: expected the lengths"),
     "one length": (lambda: mf.diagnostics.noise_scale(G[0][:1], G[0, 0]), "at least two"),
     "lengths, tasks": (lambda: mf.diagnostics.noise_scale(G, G[0], tasks=2), "no tasks="),
-    "size of 1.5": (lambda: mf.diagnostics.noise_scale(G[0], G[0, 0], size=1.5), "size"),
+    "size of 0": (lambda: mf.diagnostics.noise_scale(G[0], G[0, 0], size=0), "size"),
     "cosines of nan": (
         lambda: mf.diagnostics.cosines(torch.tensor([[float("nan"), 0.0], [0.0, 1.0]])),
         r"gramian: NaN or infinite entries in rows \[0\]"),

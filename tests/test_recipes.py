@@ -99,7 +99,7 @@ RULES = {
     "pcgrad": mf.pcgrad,
     "gradnorm": lambda: mf.gradnorm(0.5),  # compares losses and lengths over time
     "nash_mtl": mf.nash_mtl,  # weights with the unit of a gradient's length
-    "gauss_newton": lambda: mf.physics.gauss_newton(0.1, momentum=True),  # reads J c
+    "newton": lambda: mf.physics.gauss_newton(0.1, momentum=True),  # reads J c
 }
 
 
@@ -113,8 +113,7 @@ def test_a_scalers_factor_changes_nothing_while_it_grows(name):
         scaler = torch.amp.GradScaler("cpu", 2.0, growth_interval=3, enabled=enabled)
         rule = found["unscaled"](RULES[name](), scaler) if enabled else RULES[name]()
         optimizer = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9)
-        metric = optimizer if name == "gauss_newton" else None
-        balancer = mf.Balancer(net, rule, "trunk.*", metric=metric)
+        balancer = mf.Balancer(net, rule, "trunk.*", metric=optimizer if name == "newton" else None)
         for _ in range(8):
             losses = torch.stack(found["losses_of"](found["trunk"](found["x"])))
             optimizer.zero_grad()

@@ -83,7 +83,6 @@ def curvature(
     check_params(params)
     check_scalar(lr, "lr")
     check_count(nodes, "nodes")
-
     gradient = grad(lambda params: parse_losses(losses_fn(params, batch)).vector.sum())
     with explained(params):
         g = gradient(params)
@@ -160,6 +159,7 @@ def predicted_change(losses_fn: LossesFn, before: Params, after: Params, batch: 
         >>> predicted_change(lambda params, batch: params["w"] ** 2, before, after, ())
         Change(predicted=tensor([-1.,  0.]), actual=tensor([-0.7500,  0.0000]))
     """
+    expect_losses_fn(losses_fn)
     check_params(before)
     check_params(after)
     if not same_shapes(after, before):
