@@ -78,9 +78,9 @@ def losses(params: mf.types.Params, curvatures: Tensor) -> Tensor:
 
 def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
     """The mean over the second half and the end of every run, all side by side; `[curvatures, step
-    rule, start, seed, coordinate]`. The step rules are `CONSTANT`, 1/k, and 1/k in one order.
+    rule, start, seed, coordinate]`. The step rules: `CONSTANT`, 1/k; after the seeds, one order.
     """
-    shape = (len(CURVATURES), 3, STARTS, seeds)
+    shape = (len(CURVATURES), 2, STARTS, seeds + 1)
     lanes = torch.cartesian_prod(*(torch.arange(n) for n in shape))
     curvatures = torch.tensor(list(CURVATURES.values()), dtype=torch.float64)[lanes[:, 0]]
     rule, start, seed = lanes[:, 1:].unbind(1)
@@ -101,12 +101,12 @@ def runs(seeds: int, steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     def moved(x: Tensor, keys: Tensor, time: Tensor) -> tuple[Tensor]:
         orders = vmap(drawn, (0, None))(keys, time)[seed]
-        orders = orders.where((rule < 2)[:, None, None], one)
+        orders = orders.where((seed < seeds)[:, None, None], one)
         lengths = torch.where(rule > 0, 1 / (time.to(x) + 5), CONSTANT)
         return (vmap(advance)(x, curvatures, orders, lengths),)
 
     forward = replayed(moved)
-    keys, zero = torch.arange(seeds), torch.zeros((), dtype=torch.int64)
+    keys, zero = torch.arange(seeds + 1), torch.zeros((), dtype=torch.int64)
     middle, late = torch.zeros_like(x), steps // 2
     for time in tqdm(range(steps), desc="three quadratics", leave=False):
         (x,) = forward(x, keys, zero + time)
@@ -123,15 +123,15 @@ def run(settings: Settings) -> Findings:
     rests: dict[str, float] = {"120°: orders of 8 with d = 0": sum(x == 0 for x in squares)}
     bias: dict[str, float] = {}
     for row, (name, curvatures) in enumerate(CURVATURES.items()):
-        ends = end[row, 1].reshape(-1, 2)
+        ends = end[row, 1, :, :-1].reshape(-1, 2)
         spread = np.linalg.norm(ends - ends.mean(0), axis=1).max()
         rests[f"{name}, random order, 1/k: spread of the end points"] = float(spread)
-        around = np.linalg.norm((end - centre)[row, 0], axis=-1).mean()
+        around = np.linalg.norm((end - centre)[row, 0, :, :-1], axis=-1).mean()
         label = f"{name}, random order, step {CONSTANT:g}"
         rests[f"{label}: distance of the last iterate from the run's mean"] = float(around)
         minimum = np.array(curvatures) @ centres().numpy() / sum(curvatures)  # of the sum
-        for rule, order in ((1, "random"), (2, "one")):
-            distance = np.linalg.norm(end[row, rule].reshape(-1, 2).mean(0) - minimum)
+        for order, points in (("random", ends), ("one", end[row, 1, :, -1])):
+            distance = np.linalg.norm(points.mean(0) - minimum)
             bias[f"{name}, {order} order: distance of the mean end point"] = float(distance)
     where = f"{STARTS} starts, {seeds} seeds, {steps:,} steps"
     yield Claim(
