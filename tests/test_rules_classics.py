@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import grad
 from torch.utils._pytree import tree_leaves
 
 import mtlfunc as mf
@@ -230,3 +231,21 @@ def test_gradnorm_zero_gradient_and_zero_losses():
     state = rule.init(torch.ones(3, dtype=F64), mf.random.key(0))
     weights, state = rule.update(geometry(gramian("gaussian", 3), torch.zeros(3, dtype=F64)), state)
     assert all(leaf.isfinite().all() for leaf in tree_leaves((weights, state)))
+
+
+@pytest.mark.parametrize("labels", [[True, True], [False, False]])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_gradnorm_has_derivatives_beside_a_loss_of_zero_and_without_labels(normalize, labels):
+    rule, here = mf.gradnorm(0.12, normalize_targets=normalize), torch.tensor(labels)
+
+    def weight(x):
+        state = rule.init(torch.ones(2, dtype=F64), mf.random.key(0))
+        given = geometry(torch.diag(torch.stack([1 + x, 2 * x])), torch.stack([x * x + 1, 0 * x]))
+        for present in (given.present, here):
+            _, state = rule.update(given._replace(present=present), state)
+        return rule.update(given, state)[0][0]
+
+    x, h = torch.tensor(1.0, dtype=F64), 1e-5
+    wanted = (weight(x + h) - weight(x - h)) / (2 * h)
+    torch.testing.assert_close(grad(weight)(x), wanted, rtol=1e-6, atol=1e-9)
+    assert grad(grad(weight))(x).abs() < 1e-9

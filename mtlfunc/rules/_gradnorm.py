@@ -103,11 +103,11 @@ def gradnorm(
         target = mean_present(norm, present) * (
             rate / mean_present(rate, present) if normalize_targets else rate
         )
-        slope = torch.sign(norm - target) * length
+        slope = torch.sign((norm - target).detach()) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)
         total = total_present(w, present, float(len(w)))
-        following = poison(total * following / following.where(present, 0.0).sum(), ratio)
+        following = poison(total * following / or_one(following.where(present, 0.0).sum()), ratio)
         answer = poison(w.where(present, 0.0) / total, gramian, geometry.losses)
         return answer, GradNormState(following.where(present, w), state.initial, optimizer_state)
 
