@@ -192,6 +192,11 @@ def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
         # Its penalty has the losses' unit.
         found = weights_of(mf.cosmos(scale, preference=p), losses)[0][0]
         near(found, p / p.sum(), 0, 8 * torch.finfo(dtype).eps)
+    for low in (torch.bfloat16, torch.float16):  # on the ray but for rounding, and beside it
+        near(weights_of(mf.pbi(preference=p), p[None].to(low))[0][0], (p / p.sum()).to(low))
+        losses = torch.tensor([[1, 1.04, 1.08, 1.12, 1.16]], dtype=low)
+        wanted = weights_of(mf.pbi(), losses.to(dtype))[0]
+        near(weights_of(mf.pbi(), losses)[0], wanted.to(low), 4 * torch.finfo(low).eps)
     for rule in (mf.pbi(preference=p), mf.cosmos(1.0, preference=p)):
         near(weights_of(rule, torch.zeros(1, 4, dtype=dtype))[0][0], p / p.sum())
 

@@ -51,13 +51,15 @@ def pbi(
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        p = preference_of(geometry, preference)
-        shifted = geometry.losses - (0.0 if reference is None else reference.to(geometry.losses))
+        dtype, losses = geometry.losses.dtype, geometry.losses.double()
+        p = preference_of(geometry, preference, losses)
+        shifted = losses - (0.0 if reference is None else reference.to(losses))
         ray, length = unit_and_length(p)
         unit, _ = unit_and_length(shifted.where(geometry.present, 0.0))
         normal, distance = unit_and_length(unit - (ray @ unit) * ray)
         # of L's own length: what is left is rounding, and has no direction
-        on_ray = distance <= 4 * len(p) * torch.finfo(p.dtype).eps
-        return poison(p + theta * length * normal.where(~on_ray, 0.0), geometry.losses), ()
+        on_ray = distance <= max(torch.finfo(dtype).eps, 4 * len(p) * torch.finfo(p.dtype).eps)
+        weights = p + theta * length * normal.where(~on_ray, 0.0)
+        return poison(weights, losses).to(dtype), ()
 
     return Rule(init, update, reading("losses", preference=preference), heads="weighted")
