@@ -177,6 +177,8 @@ def test_krum_shares_among_ties():
     assert sorted(mf.weights(mf.krum(), J @ J.mT).tolist()) == [0.0, 0.5, 0.5]
     assert mf.weights(mf.krum(), torch.eye(4, dtype=F64)).tolist() == [0.25] * 4
     assert mf.weights(mf.krum(select=2), torch.eye(4, dtype=F64)).tolist() == [0.25] * 4
+    near_top = torch.tensor([3.5e4, 3.5e4, 5e4], dtype=torch.half).diag()
+    assert mf.weights(mf.krum(), near_top).tolist() == [0.5, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("count", [1, 2, 4, 9])

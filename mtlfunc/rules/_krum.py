@@ -48,7 +48,8 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
         return ()
 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
-        gramian, present = gramian_of(geometry), geometry.present
+        given, present = gramian_of(geometry), geometry.present
+        gramian = given.double()  # sums of squares near the top of their dtype leave it
         total, square = len(gramian), gramian.diagonal()
         distance = (square[:, None] + square - (gramian + gramian.mT)).clamp_min(0)
         if all_present(present):
@@ -61,7 +62,7 @@ def krum(byzantine: int = 0, select: int = 1) -> Rule:
             nearest = distance.where(present, torch.inf).sort(-1).values
             score = torch.where(near, nearest, 0.0).sum(-1).where(present, torch.inf)
             kept = count.clamp_max(select)
-        return poison(_select_lowest(score, kept).where(present, 0.0), gramian), ()
+        return poison(_select_lowest(score, kept).where(present, 0.0), gramian).to(given), ()
 
     return Rule(init, update, frozenset({"gramian", "present"}))
 
