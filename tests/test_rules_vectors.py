@@ -255,3 +255,7 @@ def test_pcd_with_tasks_absent():
     _, after = rule.update(Geometry(losses, J @ J.mT, present / 3, present, {}), state)
     assert after.seen.tolist() == [1, 0, 1, 1, 0]
     assert (after.squares[~present] == 0).all()
+    square, G = (J @ J.mT).diagonal(), J @ J.mT  # the averages of all others are still these
+    settled = after._replace(squares=square.clone(), seen=torch.full_like(after.seen, 10**6))
+    found = (rule.update(geometry(G, losses), x)[0] for x in (after, settled))
+    near(*found, 1e-12, 1e-14)

@@ -88,7 +88,7 @@ def pcd(
         squares = beta * state.squares + (1 - beta) * square.to(state.squares)
         squares = squares.where(present, state.squares)
         seen = state.seen + present
-        mean = squares / or_one(1 - beta**seen)
+        mean = squares / or_one(1 - beta ** seen.double()).to(squares)
         # of the two scales: with d in units of g_p, g_t·d >= τ·ratio·‖g_t‖² is due
         ratio = root(mean[primary] / or_one(mean)).to(gramian)
         due = tau * ratio * square - gramian[primary]
