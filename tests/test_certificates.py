@@ -61,6 +61,14 @@ def test_what_is_called_optimal_is():
     near, even = torch.tensor([0.5005, 0.4995]), torch.full((2,), 0.5)
     assert str(solvers.certify(problem, near)).startswith("not optimal: task 1")
     assert str(solvers.certify(problem, torch.ones(2))).startswith("infeasible")
+    uneven = torch.tensor([[5.0, 1.0 + 3e-6], [1.0, 10.0]], dtype=F64)  # by rounding
+    for problem in (solvers.min_norm(uneven), solvers.cagrad(uneven, 0.5)):
+        best = solvers.active_set()(problem).weights
+        assert str(solvers.certify(problem, best)).startswith("optimal to rounding")
+    nearly = torch.tensor([[0.9650861425254499], [-0.9650861483064679]], dtype=F64)
+    problem = solvers.cagrad(nearly @ nearly.mT, 0.5)
+    one, other = (solve(problem) for solve in (solvers.active_set(), solvers.faces()))
+    torch.testing.assert_close(other.rates, one.rates, rtol=1e-3, atol=0.0)
     opposite = solvers.min_norm(2 * torch.eye(2) - 1)
     assert str(solvers.certify(opposite, even)).startswith("numerically Pareto stationary")
 

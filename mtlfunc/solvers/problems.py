@@ -317,8 +317,9 @@ Answer = tuple[Tensor, Tensor, Int[Tensor, ""] | int]
 
 
 def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
-    """Around every solver: float64 inside, a symmetric Gramian with largest diagonal entry 1, the
-    certificate from the answer, NaN for NaN, an error for an indefinite matrix that can be seen.
+    """Around every solver: float64 inside, a symmetric Gramian with a largest diagonal entry of 1/2
+    to 1, the certificate from the answer, NaN for NaN, an error for an indefinite matrix that can
+    be seen.
 
     `solve` gets the scaled problem and the `precision` of the dtype that the Gramian came in. All
     three problems are homogeneous, so the scale is a constant for derivatives.
@@ -333,8 +334,9 @@ def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
         eps = precision(count, dtype)
         if values_readable(wide.gramian) and has_finite_sum(wide.gramian):
             check_definite(problem.gramian, -1e3 * count * eps)  # as the kernels do
-        scale = wide.gramian.diagonal().detach().amax()
-        scaled = wide._replace(gramian=wide.gramian / scale.where(scale > 0, 1.0))
+        largest = wide.gramian.diagonal().detach().amax()
+        scale = largest / torch.frexp(largest).mantissa  # a power of two, by which nothing rounds
+        scaled = wide._replace(gramian=wide.gramian / scale.where(largest > 0, 1.0))
         weights, dual, steps = solve(scaled, eps)
         solution = wide.solution(poison(weights, *wide), poison(dual, *wide), steps)
         return Solution._make([*(x.to(dtype) for x in solution[:-1]), solution.steps])
