@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import mtlfunc as mf
-from mtlfunc.gradients import by_tasks
+from mtlfunc.gradients import backward
 from mtlfunc.gradients.layerwise import plan
 from tests.support.every import every
 from tests.support.memory import Largest
@@ -270,13 +270,13 @@ MORE = {
 def test_rows_are_made_in_one_matrix(case, monkeypatch):
     """A list of rows that is stacked would hold them twice."""
     options, given = MORE[case]
-    made, whole = [], by_tasks.rows_of
+    made, whole = [], backward.rows_of
 
     def noting(*args, **rest):
         made.append(args[0])
         return whole(*args, **rest)
 
-    monkeypatch.setattr(by_tasks, "rows_of", noting)
+    monkeypatch.setattr(backward, "rows_of", noting)
     net, x = Net(TRUNKS["layers"]()), torch.randn(6, 5)
     dtype = torch.bfloat16 if case == "a half" else torch.float32
     balancer = mf.Balancer(net.to(dtype), mf.mgda(), mf.jacobian("trunk.*", **options))

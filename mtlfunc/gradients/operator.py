@@ -22,9 +22,8 @@ from ..core.transforms import all_rows_mask, depth, enable_grad, is_differentiat
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select
-from .backward import Backward, wide_of
+from .backward import Backward, ByPullback, ByTasks, wide_of
 from .by_samples import BySamples, split
-from .by_tasks import ByPullback, ByTasks
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
 from .losses import expect_weightings, flat_weightings, parse_alone, parse_losses, parse_weightings
