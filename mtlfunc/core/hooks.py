@@ -1,6 +1,6 @@
 """Hooks that bring back what nodes have saved, as checkpoints do, and hooks on derivatives."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache
 from typing import Any
 
@@ -72,3 +72,15 @@ class Handles:
     @property
     def hooked(self) -> bool:
         return not Trust.private or self.first != RemovableHandle.next_id
+
+
+def refuse_inner_steps(leaves: Mapping[str, Any]) -> None:
+    """Raise for a parameter that an optimizer moves inside the backward pass that reaches it."""
+    for name, leaf in leaves.items():
+        if found := getattr(leaf, "_in_backward_optimizers", None):
+            raise NotImplementedError(
+                f"{name}: {type(found[0]).__name__} steps inside the backward pass through this "
+                "parameter (_apply_optimizer_in_backward), and mtlfunc's passes stop before it, so "
+                "that it would never move; make the module without, and call optimizer.step() "
+                "yourself, or step in a hook (register_post_accumulate_grad_hook), which is called"
+            )

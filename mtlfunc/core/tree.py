@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..types import Metric, Params, Rows, Select
+from .hooks import refuse_inner_steps
 from .internals import forward_level
 from .transforms import constant_when_compiled, depth, same_storage
-from .wrappers import refuse_inner_steps, refuse_shards, refuse_twice, refuse_wrapped
+from .wrappers import refuse_shards, refuse_twice, refuse_wrapped
 
 _NAMES: MutableMapping[Tensor, dict[frozenset[str], str]] = WeakIdKeyDictionary()
 """A parameter's name in every dict that `parameters` handed out, by the names of all in there."""

@@ -65,18 +65,6 @@ def refuse_shards(params: Any, argument: str = "params") -> None:
             )
 
 
-def refuse_inner_steps(leaves: Mapping[str, Any]) -> None:
-    """Raise for a parameter that an optimizer moves inside the backward pass that reaches it."""
-    for name, leaf in leaves.items():
-        if found := getattr(leaf, "_in_backward_optimizers", None):
-            raise NotImplementedError(
-                f"{name}: {type(found[0]).__name__} steps inside the backward pass through this "
-                "parameter (_apply_optimizer_in_backward), and mtlfunc's passes stop before it, so "
-                "that it would never move; make the module without, and call optimizer.step() "
-                "yourself, or step in a hook (register_post_accumulate_grad_hook), which is called"
-            )
-
-
 def refuse_wrapped_calls() -> AbstractContextManager[Any]:
     """Raise where a forward pass calls a wrapped module; without a process group there is none."""
     if torch.compiler.is_compiling() or not dist.is_available() or not dist.is_initialized():

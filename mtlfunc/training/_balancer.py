@@ -20,13 +20,13 @@ from ..core.checks import (
     init_rule,
 )
 from ..core.expect import expect_measured, expect_rule, heads_of, reads_of
-from ..core.hooks import Handles
+from ..core.hooks import Handles, refuse_inner_steps
 from ..core.transforms import enable_grad, inside_transform
 from ..core.tree import select
-from ..core.wrappers import refuse_inner_steps
 from ..gradients.backward import release
 from ..probes.last_losses import observed
 from ..processes import (
+    ALONE,
     Group,
     check_group,
     describe_params,
@@ -365,8 +365,8 @@ class Balancer:
                 "a Balancer changes .grad, which transforms and compiled functions do not allow; "
                 "there use mtlfunc.balance, which is pure"
             )
-        kept = self._kept
-        union = union_of(self._probe.group, self._leaves.params)
+        kept, group = self._kept, self._probe.group
+        union = ALONE if group is None else union_of(group, self._leaves.params)
         if union.size > 1:
             refuse_join(self._given)
         live = live_step(
