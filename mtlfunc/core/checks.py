@@ -17,12 +17,6 @@ from .tree import memory_dtype
 from .wrappers import refuse_shards
 
 
-def is_pair(out: Any) -> bool:
-    """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
-    pair = isinstance(out, tuple) and len(out) == 2
-    return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
-
-
 def check_params(params: Params, *, mixed: bool = False) -> None:
     """Raise unless `params` is a dict of floats, real or complex, of one device and one precision;
     `mixed`: or of float32 and half precision, whose Gramians are in float32.

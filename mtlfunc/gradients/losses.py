@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.checks import check_batch, check_finite, is_pair, refuse_meta
+from ..core.checks import check_batch, check_finite, refuse_meta
 from ..core.internals import tree_leaves
 
 Tasks = dict[Any, tuple[()]] | tuple[tuple[()], ...]
@@ -35,6 +35,12 @@ class Losses(NamedTuple):
         return self.scalars or (self.vector,)
 
 
+def _is_pair(out: Any) -> bool:
+    """Whether this is (losses, aux) rather than a tuple of two scalar losses."""
+    pair = isinstance(out, tuple) and len(out) == 2
+    return pair and not (isinstance(out[0], Tensor) and out[0].ndim == 0)
+
+
 def parse_losses(
     out: Any, what: str = "losses_fn", *, tasks: Tasks = (), first: str = "init"
 ) -> Losses:
@@ -47,7 +53,7 @@ def parse_losses(
         tasks: those of the first step; () accepts any.
         first: when that was, in errors. Raises one unless these are floating losses of `tasks`.
     """
-    out, aux = out if is_pair(out) else (out, ())
+    out, aux = out if _is_pair(out) else (out, ())
     if isinstance(out, Tensor):
         if out.ndim != 1 or out.shape[0] == 0:
             cure = (
@@ -112,9 +118,9 @@ def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:
     """`parse_losses` of what `losses_fn` returned, if that is what `has_aux` says."""
     if has_aux:
         _declared(out)
-        if not is_pair(out):
+        if not _is_pair(out):
             raise ValueError("losses_fn: got one scalar and aux; of one task return losses[None]")
-    elif is_pair(out):
+    elif _is_pair(out):
         raise ValueError(
             "losses_fn returned (losses, aux): pass has_aux=True; or, if these are two losses, "
             "reduce each to one number"
@@ -136,7 +142,7 @@ def _declared(out: Any) -> tuple[Any, Any]:
 
 def parse_alone(out: Any) -> Losses:
     """`parse_losses` of what `losses_fn` returned, which must not be (losses, aux)."""
-    if is_pair(out):
+    if _is_pair(out):
         raise ValueError(
             "losses_fn: got a pair of which the first is not a scalar; reduce each loss to one "
             "number, or leave aux out"
@@ -158,7 +164,7 @@ def parse_samples(out: Any) -> Losses:
 
 def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
     """Losses `[sample]` or `[sample, part]` of weightings, flattened; an error for others."""
-    if not has_aux and is_pair(out):
+    if not has_aux and _is_pair(out):
         raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
     out, aux = _declared(out) if has_aux else (out, ())
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
