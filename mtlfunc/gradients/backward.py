@@ -343,7 +343,7 @@ def release(forwards: Sequence[Forward]) -> None:
     if freed and undefined_grad is not None and Trust.private:
         vectors = [forward.losses.vector for forward in freed]
         nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        every = {i: x for forward in freed for i, x in forward.graph.variables.items()}
+        every = {end: x for forward in freed for end, x in forward.graph.variables.items()}
         # one may have been frozen since
         places = tuple([x for x in every.values() if x.requires_grad])
         try:

@@ -206,7 +206,7 @@ def tasks_in_words(tasks: Tasks) -> str:
 def foreign_parameters(graphs: list[Graph], leaves: Params) -> list[Tensor]:
     """Parameters that train, on which the losses depend, and that are not among the leaves."""
     known = set(map(id, leaves.values()))
-    found = [x for graph in graphs for i, x in graph.variables.items() if i not in known]
+    found = [x for graph in graphs for x in graph.variables.values() if id(x) not in known]
     return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad] if found else []
 
 

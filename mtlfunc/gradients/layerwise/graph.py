@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from operator import attrgetter, methodcaller
+from operator import methodcaller
 from typing import NamedTuple
 
 import torch
@@ -100,22 +100,18 @@ class Graph:
     @cached_property
     def leaf_nodes(self) -> dict[str, Node]:
         """The nodes of the leaves on which some root depends."""
+        ends = {id(x): node for node, x in self.variables.items()}
         found = {}
         for name, place in self.places.items():
-            node = self._ends.get(id(place)) if isinstance(place, Tensor) else place.node
+            node = ends.get(id(place)) if isinstance(place, Tensor) else place.node
             if node is not None and node in self.following:
                 found[name] = node
         return found
 
     @cached_property
-    def variables(self) -> dict[int, Tensor]:
-        """By id the tensors without a graph of their own on which the roots depend."""
-        return {key: node.variable for key, node in self._ends.items()}
-
-    @cached_property
-    def _ends(self) -> dict[int, Node]:
-        ends = [node for node in self.following if type(node) is accumulate_grad]
-        return dict(zip(map(id, map(_VARIABLE, ends)), ends, strict=True))
+    def variables(self) -> dict[Node, Tensor]:
+        """The tensors without a graph of their own on which the roots depend."""
+        return {node: node.variable for node in self.following if type(node) is accumulate_grad}
 
     @cached_property
     def parents(self) -> dict[Node, list[tuple[Node, int, int]]]:
@@ -228,7 +224,7 @@ def _is_channels_last(node: Node) -> bool:
     return x.device.type == "cpu" and last and not x.is_contiguous()
 
 
-_NUMBER, _VARIABLE = methodcaller("_sequence_nr"), attrgetter("variable")
+_NUMBER = methodcaller("_sequence_nr")
 
 
 def read_graph(roots: Sequence[GradientEdge | None], places: Mapping[str, Place]) -> Graph:
