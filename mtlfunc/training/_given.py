@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..core.expect import expect_probe, probe_for
 from ..core.internals import keystr, tree_flatten_with_path, tree_unflatten
-from ..gradients.layerwise.graph import Graph
 from ..gradients.losses import Tasks, check_task_count, expect_weightings
+from ..gradients.run import Forward
 from ..probes import jacobian, losses_only
 from ..processes import Group
 from ..types import Params, Probe, Rule, Select, State
@@ -203,16 +203,16 @@ def tasks_in_words(tasks: Tasks) -> str:
     return ", ".join(map(repr, tasks)) if isinstance(tasks, dict) else f"{len(tasks)} tasks"
 
 
-def foreign_parameters(graphs: list[Graph], leaves: Params) -> list[Tensor]:
+def foreign_parameters(forwards: list[Forward], leaves: Params) -> list[Tensor]:
     """Parameters that train, on which the losses depend, and that are not among the leaves."""
     known = set(map(id, leaves.values()))
-    found = [x for graph in graphs for x in graph.variables.values() if id(x) not in known]
+    found = [x for way in forwards for x in way.graph.variables.values() if id(x) not in known]
     return [x for x in found if isinstance(x, nn.Parameter) and x.requires_grad] if found else []
 
 
-def check_outside(graphs: list[Graph], leaves: Params) -> None:
+def check_outside(forwards: list[Forward], leaves: Params) -> None:
     """Raise where a trained parameter is not the module's: it would get no gradient."""
-    if shapes := [list(x.shape) for x in foreign_parameters(graphs, leaves)]:
+    if shapes := [list(x.shape) for x in foreign_parameters(forwards, leaves)]:
         raise ValueError(
             f"module: the losses depend on parameters that are not in it, of shapes {shapes}, "
             "which would get no gradient; put all modules that train into one torch.nn.ModuleDict, "

@@ -117,7 +117,7 @@ def _differentiated(
     if not loss.requires_grad:
         return loss.detach(), {}
     forward = live(Losses(loss[None], (loss,)), leaves)
-    check_outside([forward.graph], leaves)
+    check_outside([forward], leaves)
     places = (*forward.places.values(), *forward.graph.asked)
     edge = forward.edges[0] if forward.edges else None
     assert edge is not None

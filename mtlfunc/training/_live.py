@@ -70,10 +70,10 @@ class ModuleLeaves:
         """The leaves, and the forward passes behind losses, whose graphs this step `keeps`."""
         leaves = self.leaves()
         found = [live(each, leaves) for each in parsed]
-        if foreign_parameters([x.graph for x in found], leaves):
+        if foreign_parameters(found, leaves):
             leaves = self.leaves(again=True)
             found = [live(each, leaves) for each in parsed]
-            check_outside([x.graph for x in found], leaves)
+            check_outside(found, leaves)
         return leaves, tuple([self._looked_at(x, keeps) for x in found])
 
     def _looked_at(self, forward: Forward, keeps: bool) -> Forward:
