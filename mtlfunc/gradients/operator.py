@@ -372,7 +372,9 @@ class TaskJacobian:
     ) -> tuple[Rows, Tensor | None, Params]:
         """Rows, Gramian and the other leaves' gradient, as far as they are wanted."""
         columns, rows, gramian, heads = wanted.columns, {}, None, {}
-        others, total = self._of_others(weight)
+        own, value, total, others = {*self.columns}, self.forward.value, self.scale, ()
+        if weight is not None:
+            others = tuple([name for name in self.forward.params if name not in own])
         if isinstance(way, BySamples):
             assert self.mix is not None
             rows, gramian = way.measure(columns, wanted.gramian, self.mix, self.chunk_size)
@@ -383,19 +385,12 @@ class TaskJacobian:
             heads = found.heads
             if weight is not None and weight != 1.0:
                 heads = {name: weight * grad for name, grad in heads.items()}
-        if left := tuple([name for name in others if name not in heads]):
-            heads |= way.pull(total, left)
+        if weight is not None and (left := tuple([x for x in others if x not in heads])):
+            if self.weightings and self.mix is not None:
+                total = self.mix.sum(0)
+            total = value.new_ones(len(value)) if total is None else total
+            heads |= way.pull(weight * total, left)  # of the tasks' sum
         return rows, gramian, heads
-
-    def _of_others(self, weight: float | None) -> tuple[tuple[str, ...], Tensor]:
-        """The other leaves, and cotangents of `weight` times the tasks' sum; none without it."""
-        columns, value, total = set(self.columns), self.forward.value, self.scale
-        names = tuple([name for name in self.forward.params if name not in columns])
-        if weight is None or not names:
-            return (), value
-        if self.weightings and self.mix is not None:
-            total = self.mix.sum(0)
-        return names, weight * (value.new_ones(len(value)) if total is None else total)
 
 
 def with_zeros(leaves: Params, grads: Params, names: Iterable[str], *rows: int) -> Params:
