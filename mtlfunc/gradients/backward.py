@@ -52,15 +52,14 @@ class Backward:
     keep: bool = True  # the graph, for another pass
 
     def __post_init__(self, forward: Forward) -> None:
-        edges = forward.edges
         self.params: Params = forward.params
         self.places: dict[str, Place] = forward.places
         self.graph: Graph = forward.graph
         self.root: GradientEdge | None = forward.root
-        self.edges: tuple[GradientEdge | None, ...] | None = edges
-        self.some: tuple[GradientEdge | None, ...] | None = None  # the edges, if some are left out
-        if edges is not None and self.left_out:
-            self.some = tuple([None if t in self.left_out else e for t, e in enumerate(edges)])
+        self.edges: tuple[GradientEdge | None, ...] = forward.edges or ()
+        if self.left_out:
+            edges = enumerate(self.edges)
+            self.edges = tuple([None if t in self.left_out else edge for t, edge in edges])
         self.anyway: bool = self.inside and self.graph.needs_recording
         self.asked: tuple[Place, ...] = self.graph.asked
 
@@ -125,8 +124,8 @@ class Backward:
         if not names:
             return {}
         root, cotangents = self.root, cotangent
-        if self.some is not None:
-            pairs = [(e, v) for e, v in zip(self.some, cotangent, strict=True) if e is not None]
+        if self.left_out and self.edges:
+            pairs = [(e, v) for e, v in zip(self.edges, cotangent, strict=True) if e is not None]
             root = tuple([edge for edge, _ in pairs]) or None
             cotangents = tuple([value for _, value in pairs])
         return dict(zip(names, self(root, cotangents, [*map(self.leaf, names)]), strict=True))
@@ -207,10 +206,9 @@ class ByTasks:
         """One pass a loss, in few calls, which cost a small network more than its arithmetic."""
         backward, uses, names = self.backward, self.plan.uses, self.plan.rows
         leaves = [backward.params[name] for name in names]
-        places = [use.edge for use in uses] + [backward.places[name] for name in (*names, *heads)]
-        places, count = tuple(places), len(uses) + len(names)
-        edges = backward.some or backward.edges or ()
-        one, nowhere = self.value.new_ones(()), [None] * len(places)
+        asked, count = (*names, *heads), len(uses) + len(names)
+        places = (*[use.edge for use in uses], *[backward.places[name] for name in asked])
+        edges, one, nowhere = backward.edges, self.value.new_ones(()), [None] * len(places)
         final = not (backward.record or backward.inside)  # nothing differentiates what is made
         plain = views and final and self._is_plain(leaves)
         width = sum(map(Tensor.numel, leaves)) if plain else 0
