@@ -122,13 +122,13 @@ class Run:
             return replace(jacobian, shares=self.union.sums(weightings))
         counts = None if counts is None else expect_labels(counts, counts=True)
         shares = self.union.shares(counts)
-        scale = shares.scale(forward.value)
-        passes = joint_passes(forward, shares) if self.union.size > 1 else None
-        left_out = shares.left_out(passes)
+        jacobian = TaskJacobian(forward, tuple(params), params, shares=shares)
+        if counts is not None or self.union.size > 1:
+            scale = shares.scale(forward.value)
+            passes = joint_passes(forward, shares) if self.union.size > 1 else None
+            jacobian = replace(jacobian, scale=scale, left_out=shares.left_out(passes))
         refuse_constant(forward, shares.here)
-        return TaskJacobian(
-            forward, tuple(params), params, shares=shares, scale=scale, left_out=left_out
-        )
+        return jacobian
 
     def started(self, losses: Tensor, counts: Tensor | None = None, **facts: Any) -> Tensor:
         """The union's losses before the first step, of processes that agree on what they will do.
