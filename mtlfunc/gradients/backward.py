@@ -21,7 +21,7 @@ from ..types import Params, Rows
 from .layerwise.formulas import Deltas
 from .layerwise.graph import Graph, Place, run_backward
 from .layerwise.plan import Plan
-from .layerwise.uses import PLAIN, Use
+from .layerwise.uses import PLAIN, Node, Use
 from .run import Forward, TracedForward
 from .safe_ops import is_batching_error
 
@@ -332,18 +332,18 @@ def release(forwards: Sequence[Forward]) -> None:
     """
     if False in [x.frees for x in forwards]:  # they may have parts in common
         return
-    freed = [
-        x
-        for x in forwards
-        if not (x.root is None or x.graph.has_custom_backward)
-        and not has_saved_hooks(x.graph.following)
-    ]
-    if freed and undefined_grad is not None and Trust.private:
-        vectors = [forward.losses.vector for forward in freed]
+    vectors: list[Tensor] = []
+    ends: dict[Node, Tensor] = {}
+    for forward in forwards:
+        graph = forward.graph
+        stays = forward.root is None or graph.has_custom_backward
+        if not (stays or has_saved_hooks(graph.following)):
+            vectors.append(forward.losses.vector)
+            ends |= graph.variables
+    if vectors and undefined_grad is not None and Trust.private:
         nothing = undefined_grad()(vectors[0] if len(vectors) == 1 else torch.cat(vectors))
-        every = {end: x for forward in freed for end, x in forward.graph.variables.items()}
         # one may have been frozen since
-        places = tuple([x for x in every.values() if x.requires_grad])
+        places = tuple([x for x in ends.values() if x.requires_grad])
         try:
             run_backward(nothing, nothing.detach(), places, keep=False)
         except RuntimeError as error:
