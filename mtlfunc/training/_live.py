@@ -141,7 +141,10 @@ def live_step(
         batches = [parsed(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, keeps=keeps)
     forwards = tuple([replace(x, in_turn=in_turn) for x in forwards]) if in_turn else forwards
-    reached = set[str]().union(*[reached_by(x, present) for x in forwards])
+    reached, custom, hooked = set[str](), False, False
+    for each in forwards:
+        reached |= reached_by(each, present)
+        custom, hooked = custom or each.graph.has_custom_backward, hooked or each.hooked
     # a rank without labels takes part, and functions none of which was called have no graph
     idle = (union.size > 1 or in_turn) and present is not None and not bool(present.any())
     if idle:
@@ -154,9 +157,7 @@ def live_step(
         metric=None if optimizer is None else partial(metric_of, optimizer, leaves), heads=heads,
     )  # fmt: skip
     # what somebody's own backward or hook returns may be kept by them
-    custom = True in [x.graph.has_custom_backward for x in forwards]
-    fresh, batch = in_turn is not None, forwards if several else forwards[0]
-    fresh = fresh or not (custom or True in [x.hooked for x in forwards])
+    fresh, batch = bool(in_turn or not (custom or hooked)), forwards if several else forwards[0]
     return Live(run, batch, forwards, tasks, present, reached, custom, fresh)
 
 
