@@ -39,7 +39,7 @@ def lanes() -> int:
 
 def values_readable(*values: object) -> bool:
     """Whether the values of these tensors can be read: on CPU, no transform, no compiler."""
-    if torch.compiler.is_compiling() or inside_transform():
+    if torch.compiler.is_compiling() or functorch.get_interpreter_stack():
         return False
     plain = {*map(type, values)} == {Tensor}  # nearly always
     return all(map(_IS_CPU, values if plain else tensors_of(values)))

@@ -196,9 +196,9 @@ def plan_tasks(jacobian: Any, wanted: Wanted, rows: int, *, record: bool) -> Pla
     device, separate = forward.value.device.type, forward.losses.scalars is not None
     if not wanted.columns:  # one pass of the weighted loss
         return Plan(chunk=1)
-    numel = sum([forward.params[name].numel() for name in wanted.columns])
 
     def one_pass() -> bool:
+        numel = sum([forward.params[name].numel() for name in wanted.columns])
         return prefers_one_pass(graph, rows, numel, device, separate=edges is not None)
 
     plan, apart = Plan(rows=wanted.columns), False
