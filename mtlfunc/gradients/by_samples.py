@@ -37,9 +37,12 @@ class BySamples:
 
     def products(self, of: Collection[str]) -> Iterator[tuple[Deltas, Form, bool]]:
         """Groups `of` leaves with their own part in a Gramian, and if it is their biases' too."""
-        biases = Plan(tuple([pair for pair in self.plan.tapped if pair[0].leaf in of])).biases
-        for each, (group, form) in zip(self.groups, self.plan.tapped, strict=True):
-            if group.leaf in of and group.name not in biases:
+        pairs = zip(self.groups, self.plan.tapped, strict=True)
+        every = [(each, *pair) for each, pair in pairs if pair[0].leaf in of]
+        takes = {x.calls: x.name for _, x, form in every if form == "kernel" and x.takes_bias}
+        biases = {x.name: takes[x.calls] for _, x, _ in every if x.is_bias and x.calls in takes}
+        for each, group, form in every:
+            if group.name not in biases:
                 yield each, form, group.name in biases.values()
 
     def passed(self, names: Sequence[str], cotangents: Tensor, chunk: int | None = None) -> Rows:

@@ -70,20 +70,6 @@ class Plan(NamedTuple):
     def uses(self) -> list[Use]:
         return [use for group, _ in self.tapped for use in group.uses]
 
-    @property
-    def biases(self) -> dict[str, str]:
-        """The biases that their own calls' weight takes along, with that weight."""
-        weights = {
-            group.calls: group.name
-            for group, form in self.tapped
-            if form == "kernel" and group.takes_bias
-        }
-        return {
-            group.name: weights[group.calls]
-            for group, _ in self.tapped
-            if group.is_bias and group.calls in weights
-        }
-
     def groups(self, deltas: Sequence[Tensor], samples: int = 1) -> tuple[Deltas, ...]:
         """The groups with what some passes brought back, of all uses."""
         found, at = list[Deltas](), 0
