@@ -149,7 +149,7 @@ def select(params: Params, which: Select, argument: str = "shared") -> tuple[str
             f"{argument}: expected at least one glob or parameter, got none (a generator such as "
             "module.parameters() is empty after its first use; pass the module, or a list)"
         )
-    return tuple(name for name in params if name in union)
+    return tuple([name for name in params if name in union])
 
 
 def _match(params: Params, which: str | Callable[[str], bool], argument: str) -> tuple[str, ...]:
