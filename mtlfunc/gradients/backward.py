@@ -32,11 +32,6 @@ class Target(NamedTuple):
     place: GradientEdge | Tensor
     like: Callable[[], Tensor]  # zeros, for what no loss depends on
 
-    @property
-    def key(self) -> object:  # equal for the same place
-        place = self.place
-        return id(place) if isinstance(place, Tensor) else (place.node, place.output_nr)
-
 
 @dataclass(eq=False)
 class Backward:
@@ -79,9 +74,9 @@ class Backward:
         """One pass: the gradients at `targets`, zeros where `root` does not depend on one."""
         if root is None:
             return [target.like() for target in targets]
-        places = {target.key: target.place for target in targets}  # one may be asked for twice
-        found = dict(zip(places, self.bare(root, cotangent, tuple(places.values())), strict=True))
-        pairs = [(target, found[target.key]) for target in targets]
+        places = tuple(dict.fromkeys([target.place for target in targets]))  # some come twice
+        found = dict(zip(places, self.bare(root, cotangent, places), strict=True))
+        pairs = [(target, found[target.place]) for target in targets]
         return [target.like() if grad is None else grad for target, grad in pairs]
 
     def bare(
