@@ -277,15 +277,18 @@ class TaskJacobian:
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
             )
-        mixtures = self.mix is not None and self.chosen is None
-        if mixtures or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self.mixed(rows)
+        names = tuple(map(self.names.__getitem__, rows.argmax(1).tolist()))
+        if self.weightings:
+            return replace(self.mixed(rows), chosen=names)
+        if self.mix is not None and self.chosen is None:  # mixtures
             return self.mixed(rows)
         # a loss of its own that is not kept is not differentiated
         kept = (rows if self.mix is None else rows @ self.mix.to(rows)).any(0)
         scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
         out = self.left_out | frozenset(torch.where(~kept)[0].tolist())
-        jacobian = replace(self, scale=scale, left_out=out).mixed(rows)
-        return replace(jacobian, chosen=tuple(map(self.names.__getitem__, rows.argmax(1).tolist())))
+        return replace(replace(self, scale=scale, left_out=out).mixed(rows), chosen=names)
 
     def __matmul__(self, step: Params) -> Float[Tensor, " row"]:
         """`J.push(step)`; a function compiled with `fullgraph=True` calls the methods instead."""
