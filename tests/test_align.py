@@ -8,6 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad
 
 import mtlfunc as mf
+from tests.support import loops
 from tests.support.oracles import check_slope, near, rows_of
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, opaque
 from tests.support.steps import F64, SHARED
@@ -109,9 +110,7 @@ def trained(net, eta, batch):
     """The target's loss after three steps of losses that are weighted by sample."""
     probe = mf.jacobian(weightings=lambda b: b["A"])
     step = mf.descend(by_sample(net), mf.align(eta), probe, mf.sgd(0.1))
-    state = step.init(mf.parameters(net), batch)
-    for _ in range(3):
-        state, _ = step.update(state, batch)
+    state = loops.trained(step, [batch] * 3, mf.parameters(net))
     return batch["A"][-1] @ by_sample(net)(state.params, batch)
 
 

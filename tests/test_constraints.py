@@ -12,6 +12,7 @@ import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
+from tests.support.loops import trained
 from tests.support.losses import F64, geometry
 from tests.support.oracles import check_slope, near
 
@@ -68,9 +69,7 @@ def test_the_lagrangian_maps_over_its_bounds_and_composes_with_grad(page):
             lambda p, b: 0.5 * (p["x"] - centres).square().sum(1),
             rule, mf.losses_only(), mf.sgd(0.2),
         )  # fmt: skip
-        state = step.init({"x": torch.tensor([-1.0, 1.0], dtype=F64)}, ())
-        for _ in range(59):
-            state, _ = step.update(state, ())
+        state = trained(step, [()] * 59, {"x": torch.tensor([-1.0, 1.0], dtype=F64)})
         return step.update(state, ())[1].losses[1]
 
     bounds = torch.tensor([0.3, 0.5, 0.9], dtype=F64)

@@ -6,6 +6,7 @@ from torch.func import grad, vmap
 
 import mtlfunc as mf
 from experiments.benchmarks.families import FAMILIES, gramians
+from tests.support.loops import trained
 from tests.support.networks import network
 from tests.support.oracles import near
 from tests.support.registry import PROBLEMS
@@ -86,10 +87,7 @@ def test_training_agrees(device, name):
         step = mf.descend(losses, rule, mf.jacobian("trunk.*"), mf.adam(0.01))
 
         def train(key, step=step, params=params, batch=batch):
-            state = step.init(params, batch, key=key)
-            for _ in range(10):
-                state, _ = step.update(state, batch)
-            return state.params
+            return trained(step, [batch] * 10, params, key=key).params
 
         ends.append(vmap(train)(torch.arange(2, device=where)))
     for leaf, here in ends[0].items():

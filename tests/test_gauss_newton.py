@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
+from tests.support.loops import trained
 from tests.support.networks import perceptron
 from tests.support.oracles import F64, check_slope, literal
 from tests.support.problems import flatten
@@ -156,9 +157,7 @@ def test_steps_solve_a_nonlinear_problem_and_vmap_over_damping():
 
     def after(damping, steps=10):
         step = mf.descend(off, mf.physics.gauss_newton(damping), mf.jacobian(), mf.sgd(1.0))
-        state = step.init(_start(), POINTS)
-        for _ in range(steps):
-            state, _ = step.update(state, POINTS)
+        state = trained(step, [POINTS] * steps, _start())
         return off(state.params, POINTS).square().sum(), flatten(state.params)
 
     dampings = torch.tensor([1e-8, 1e-3], dtype=F64)

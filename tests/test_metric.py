@@ -15,6 +15,7 @@ from mtlfunc.core import optim
 from mtlfunc.training._metric import metric_of
 from mtlfunc.types import Metric, Optimizer
 from tests.support.every import few
+from tests.support.loops import rollout
 from tests.support.oracles import F64, check_slope, literal_metric, near
 from tests.support.problems import BATCH, PARAMS, TASKS, TRUNK, TrunkAndHeads, flatten, literal_rows
 from tests.support.problems import scalars as losses_of
@@ -294,11 +295,8 @@ def test_vmapped_is_the_loop():
     def run(rate, batch):
         optimizer, probe = optim.adam(rate), mf.jacobian("trunk.*")
         step = mf.descend(losses_of, mf.safe(mf.mgda()), probe, optimizer, metric=True)
-        state, info = step.init(PARAMS, batch), None
-        for _ in range(3):
-            state, info = step.update(state, batch)
-        assert info is not None
-        return info.gramian, info.rates, state.params["trunk.0.weight"]
+        state, infos = rollout(step, step.init(PARAMS, batch), [batch] * 3)
+        return infos.gramian[-1], infos.rates[-1], state.params["trunk.0.weight"]
 
     rates = torch.tensor([1e-3, 1e-2], dtype=F64)
     batches = tuple(torch.stack(x) for x in zip(batch_of(0), batch_of(1), strict=True))
@@ -318,11 +316,8 @@ def test_derivative_by_the_learning_rate():
         step = mf.descend(
             losses_of, mf.mgda(), mf.jacobian("trunk.*"), optim.adam(rate), metric=True
         )
-        state, info = step.init(PARAMS, BATCH), None
-        for _ in range(steps):
-            state, info = step.update(state, BATCH)
-        assert info is not None
-        return info.gramian.sum() + info.rates.sum()
+        _, infos = rollout(step, step.init(PARAMS, BATCH), [BATCH] * steps)
+        return infos.gramian[-1].sum() + infos.rates[-1].sum()
 
     for steps in (1, 3):
         check_slope(partial(first, steps=steps), 1e-2, "grad", rtol=1e-5, h=1e-6)

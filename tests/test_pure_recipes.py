@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.func import vmap
 
 import mtlfunc as mf
 from docs import outputs
 from tests.support import ROOT
 from tests.support.families import jacobian
+from tests.support.loops import trained
+from tests.support.problems import TrunkAndHeads
 from tests.support.rules import F64, losses_of
 
 
@@ -68,40 +69,27 @@ def test_weights_are_held_between_multiples_of_k(page, make, k):
         assert torch.equal(weights, kept)
 
 
-class Two(nn.Module):
-    """A trunk and two heads."""
-
-    def __init__(self):
-        super().__init__()
-        self.trunk = nn.Linear(3, 4)
-        self.heads = nn.ModuleList(nn.Linear(4, 1) for _ in range(2))
-
-    def forward(self, x):
-        z = self.trunk(x).tanh()
-        return torch.cat([head(z) for head in self.heads], 1)
-
-
 @pytest.mark.parametrize("how", ["alone", "vmap"])
 def test_heads_of_absent_tasks_rest_as_in_a_loop(how):
     """Adam's moments and steps, too: a stock loop's optimizer gets None for them."""
     path = ROOT / "docs" / "how-to" / "partial-labels.md"
     *_, last = outputs.run(path.read_text(encoding="utf-8"), path.name)
-    net = Two().double()
+    net = TrunkAndHeads(0, 2)
     seen = [[True, True], [True, False], [True, False], [False, True], [False, False], [True, True]]
-    xs = torch.randn(2, len(seen), 5, 3, dtype=F64)
+    xs = torch.randn(2, len(seen), 5, 4, dtype=F64)
+
+    def squares(outputs):
+        return torch.stack([output.square().mean() for output in outputs])
 
     def losses_fn(params, batch):
-        return torch.func.functional_call(net, params, (batch[0],)).square().mean(0)
+        return squares(torch.func.functional_call(net, params, (batch[0],)))
 
     probe = mf.jacobian("trunk.*", present=lambda batch: batch[1])
     step = mf.descend(losses_fn, mf.mgda(), probe, last.scope["resting"](mf.adam(0.1)))
 
     def train(xs):
-        masks = torch.tensor(seen)
-        state = step.init(mf.parameters(net), (xs[0], masks[0]))
-        for x, present in zip(xs, masks, strict=True):
-            state, _ = step.update(state, (x, present))
-        return state.params
+        batches = list(zip(xs, torch.tensor(seen), strict=True))
+        return trained(step, batches, mf.parameters(net)).params
 
     found = vmap(train)(xs) if how == "vmap" else {k: p[None] for k, p in train(xs[0]).items()}
     for i in range(len(next(iter(found.values())))):
@@ -111,7 +99,7 @@ def test_heads_of_absent_tasks_rest_as_in_a_loop(how):
         for x, present in zip(xs[i], seen, strict=True):
             optimizer.zero_grad()
             if any(present):
-                balancer.backward(plain(x).square().mean(0), present=torch.tensor(present))
+                balancer.backward(squares(plain(x)), present=torch.tensor(present))
             optimizer.step()
         for name, leaf in plain.named_parameters():
             torch.testing.assert_close(found[name][i], leaf.detach(), rtol=1e-9, atol=1e-12)

@@ -15,6 +15,7 @@ from mtlfunc import solvers
 from mtlfunc.core import optim
 from mtlfunc.rules._gradnorm import exact_adam
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian, jacobians
+from tests.support.loops import trained
 from tests.support.oracles import EPS, near, rows_of
 from tests.support.rules import F64, geometry, losses_of, random_orders, trajectory, updated
 
@@ -173,9 +174,7 @@ def test_gradnorm_training_equals_literal_algorithm(optimizer):
 
     rule = mf.gradnorm(alpha, lr_weights, optimizer=optim.sgd if sgd else exact_adam)
     step = mf.descend(losses_fn, rule, mf.jacobian(), mf.sgd(lr), reduction="sum")
-    state = step.init(params, ())
-    for _ in range(10):
-        state, _ = step.update(state, ())
+    state = trained(step, [()] * 10, params)
     near(state.params["W"], W.detach(), 1e-10, 1e-12)
     near(state.balance.rule.weights, w.detach(), 1e-10)
 

@@ -10,7 +10,7 @@ from torch.func import grad
 import mtlfunc as mf
 from mtlfunc.core import optim
 from mtlfunc.training._balance import Reduction
-from tests.support.loops import trained
+from tests.support.loops import rollout, trained
 from tests.support.losses import F64, SERIES, _generator, weights_of
 from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, SHARED, TASKS, flatten, scalars, vector
@@ -28,11 +28,8 @@ BATCHES = batches(10)
 def train(rule, probe, data, params=PARAMS, lr=0.05, reduction: Reduction = "sum"):
     """Parameters after each batch."""
     step = mf.descend(vector, rule, probe, mf.sgd(lr), reduction=reduction)
-    state, kept = step.init(params, data[0]), []
-    for batch in data:
-        state, _ = step.update(state, batch)
-        kept.append(flatten(state.params))
-    return torch.stack(kept)
+    start = step.init(params, data[0])
+    return rollout(step, start, data, lambda state, _: flatten(state.params))[1]
 
 
 def literal(loss_of, data, more=(), after=None, lr=0.05):

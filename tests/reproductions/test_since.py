@@ -19,6 +19,7 @@ from paper_repro.since import (
     scalarization,
     terms,
 )
+from tests.support.loops import trained
 from tests.support.oracles import rows_of
 
 
@@ -94,9 +95,7 @@ def test_a_run_of_a_population_is_the_run_it_stands_for():
     weights = 10 ** every.logs[seed, lane]
     rule, probe = mf.mean(preference=weights), mf.jacobian()  # rows, where the run has one pass
     step = mf.descend(common.losses, rule, probe, mf.adam(population.RATE))
-    state = step.init(one.start, one.train)
-    for _ in range(4):
-        state, _ = step.update(state, one.train)
+    state = trained(step, [one.train] * 4, one.start)
     for name, leaf in state.params.items():
         torch.testing.assert_close(every.state.params[name][seed, lane], leaf)
     score = (common.losses(state.params, one.test) / one.train.y.var(0)).mean()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 import mtlfunc as mf
 from mtlfunc.types import Geometry
+from tests.support.losses import geometry as geometry_of
 
 F64 = torch.float64
 SPECTRAL = {
@@ -24,13 +25,7 @@ def losses_of(count, step=0):
 
 
 def geometry(gramian, losses):
-    return Geometry(
-        losses,
-        gramian,
-        torch.full_like(losses, 1 / len(losses)),
-        torch.ones_like(losses, dtype=torch.bool),
-        {},
-    )
+    return geometry_of(losses)._replace(gramian=gramian)
 
 
 def trajectory(

@@ -6,6 +6,7 @@ import torch
 
 import mtlfunc as mf
 from mtlfunc.types import Rows
+from tests.support.loops import rollout
 from tests.support.problems import BATCH, F64, SHARED, decode, encode, opaque
 
 
@@ -82,8 +83,4 @@ def run(name: str, params: Any, seed: Any, lr: Any, steps: int, losses_fn: Any =
     """The last state and all infos."""
     rule, probe, batch = parts(name)
     step = mf.descend(losses_fn, rule, probe, (mf.adam if name in METHODS else mf.sgd)(lr))
-    state, infos = step.init(params, batch, key=seed), []
-    for _ in range(steps):
-        state, info = step.update(state, batch)
-        infos.append(info)
-    return state, infos
+    return rollout(step, step.init(params, batch, key=seed), [batch] * steps)
