@@ -114,6 +114,12 @@ def _cure(out: Any, several: tuple[Any, ...]) -> str:
     return "reduce each loss to one number, for instance with .mean()"
 
 
+def parse_existing(losses: Any, tasks: Tasks = (), first: str = "init") -> Losses:
+    """`parse_losses` of a user's own, of which two in a tuple are never (losses, aux)."""
+    listed = list(losses) if isinstance(losses, tuple) else losses
+    return parse_losses(listed, "losses", tasks=tasks, first=first)
+
+
 def parse_declared(out: Any, tasks: Tasks, *, has_aux: bool) -> Losses:
     """`parse_losses` of what `losses_fn` returned, if that is what `has_aux` says."""
     if has_aux:

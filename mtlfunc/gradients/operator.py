@@ -26,7 +26,13 @@ from .backward import Backward, ByPullback, ByTasks, wide_of
 from .by_samples import BySamples, split
 from .explain import Explanation, explanation
 from .layerwise.plan import Engine, Wanted, plan_tasks, plan_weightings
-from .losses import expect_weightings, flat_weightings, parse_alone, parse_losses, parse_weightings
+from .losses import (
+    expect_weightings,
+    flat_weightings,
+    parse_alone,
+    parse_existing,
+    parse_weightings,
+)
 from .run import NO_GRAPH, Forward, TracedForward, check_connected, live, run
 
 
@@ -462,9 +468,9 @@ def task_jacobian(
     if exist:
         if not (isinstance(batch, tuple) and not batch):
             raise ValueError("batch: losses that exist are of one already; leave it out")
-        several: Any = list(losses) if isinstance(losses, tuple) else losses
-        parse = parse_losses if weightings is None else parse_weightings
-        forward = live(parse(several, "losses"), leaves, hooked=True)
+        own = weightings is None
+        found = parse_existing(losses) if own else parse_weightings(losses, "losses")
+        forward = live(found, leaves, hooked=True)
         if not forward.graph.leaf_nodes:
             raise ValueError(NO_GRAPH)
     else:

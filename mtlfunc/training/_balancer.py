@@ -24,6 +24,7 @@ from ..core.hooks import Handles, refuse_inner_steps
 from ..core.transforms import enable_grad, inside_transform
 from ..core.tree import select
 from ..gradients.backward import release
+from ..gradients.losses import parse_existing
 from ..probes.last_losses import observed
 from ..processes import (
     ALONE,
@@ -51,7 +52,7 @@ from ._given import (
     parse_state,
     tasks_in_words,
 )
-from ._live import STEP, Labels, Live, ModuleLeaves, accumulate, live_step, parsed, reached_by
+from ._live import STEP, Labels, Live, ModuleLeaves, accumulate, live_step, reached_by
 from ._metric import check_metric
 
 
@@ -285,7 +286,7 @@ class Balancer:
         tasks, states, loaded = self._kept
         if states is None and loaded is None:
             raise ValueError("observe: there was no step yet; call it after optimizer.step()")
-        now = parsed(losses, tasks, STEP).vector.detach().clone()
+        now = parse_existing(losses, tasks, STEP).vector.detach().clone()
         due = torch.zeros((), dtype=torch.bool)
         if self._stepped is self._probe:
             return

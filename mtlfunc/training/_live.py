@@ -15,7 +15,7 @@ from ..core.checks import check_params
 from ..core.hooks import Handles
 from ..core.transforms import REQUIRES_GRAD, values_readable
 from ..core.tree import select, trained
-from ..gradients.losses import Losses, Tasks, parse_losses, parse_weightings
+from ..gradients.losses import Losses, Tasks, parse_existing, parse_weightings
 from ..gradients.run import NO_GRAPH, Forward, live
 from ..probes.common import EXPECTED, Labelling, Labels, Run, labels_of, no_model, of_labelled
 from ..processes import Ranks
@@ -127,7 +127,7 @@ def live_step(
     else:
         for batch in losses if several else (losses,):  # in the order of the first batch's tasks
             tasks = known or (batches[0].tasks if batches else ())
-            batches.append(parsed(batch, tasks, STEP if known else "the first batch"))
+            batches.append(parse_existing(batch, tasks, STEP if known else "the first batch"))
         tasks = known or batches[0].tasks
     if present is not None:
         present = labels_of(present, tasks, batches[0].vector.device, held.probe.group is not None)
@@ -138,7 +138,7 @@ def live_step(
     if functions:
         shared = select(leaves, held.probe.shared)
         in_turn = differentiated_in_turn(functions, leaves, shared, tasks, present)
-        batches = [parsed(in_turn.losses, tasks, STEP)]
+        batches = [parse_existing(in_turn.losses, tasks, STEP)]
     leaves, forwards = held.forwards(batches, keeps=keeps)
     forwards = tuple([replace(x, in_turn=in_turn) for x in forwards]) if in_turn else forwards
     reached, custom, hooked = set[str](), False, False
@@ -166,12 +166,6 @@ def _existing(batch: Batch) -> Forward:
     if not isinstance(batch, Forward):
         raise ValueError(EXPECTED)
     return batch
-
-
-def parsed(losses: Any, tasks: Tasks, first: str) -> Losses:
-    """One batch's losses; a list of a tuple, so that two are never read as losses and aux."""
-    listed = list(losses) if isinstance(losses, tuple) else losses
-    return parse_losses(listed, "losses", tasks=tasks, first=first)
 
 
 @contextmanager
