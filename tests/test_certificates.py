@@ -186,7 +186,8 @@ def test_the_reference_solver_is_sound_at_every_scale(kind):
 def test_half_of_a_gradient_is_not_the_answer_beside_a_zero_one(scale):
     rows = scale * torch.tensor([[1.0], [0.0]], dtype=F64)
     problem = solvers.min_norm(rows @ rows.mT)
-    half, right = torch.tensor([[0.5, 0.5], [0.0, 1.0]], dtype=F64)
+    half, right, dust = torch.tensor([[0.5, 0.5], [0.0, 1.0], [1e-9, 1 - 1e-9]], dtype=F64)
+    assert certified_error(problem, dust) < 2e-9
     torch.testing.assert_close(certified_error(problem, half), torch.tensor(0.5, dtype=F64))
     testing.assert_agree(right, solvers.active_set(), problem)
     with pytest.raises(AssertionError, match="one: certified error"):

@@ -118,8 +118,9 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     w, n = weights.double(), root(gramian.diagonal())
     infeasible, gap = proof.infeasibility.double(), proof.gap.double()
     if isinstance(problem, MinNorm):
-        norm = root(w @ gramian @ w)
-        distance = torch.minimum(gap.sqrt(), norm) / or_one(n @ w.abs())
+        norm, shortest = root(w @ gramian @ w), n.where(n > 0, torch.inf).amin()
+        length = n.where(n > 0, shortest.where(shortest.isfinite(), 0.0))
+        distance = torch.minimum(gap.sqrt(), norm) / or_one(length @ w.abs())
         error = torch.minimum(proof.violation.double(), distance)
     elif isinstance(problem, CAGrad):
         error, p = proof.violation.double(), problem.preference.double()
