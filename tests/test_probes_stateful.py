@@ -63,12 +63,8 @@ def test_modo_equals_its_loop(batches, form):
 def test_sdmgrad_equals_its_loop(eta):
     """The official inner loop by SGD on two batches, the step on a third; λ counts at small η."""
     lr, strength, momentum = 0.1, 0.3, 0.5
-    step = mf.descend(
-        vector,
-        mf.sdmgrad(strength, eta, momentum, 20),
-        mf.double_sampling(SHARED, heads="weighted"),
-        mf.sgd(lr),
-    )
+    rule = mf.sdmgrad(strength, eta, momentum, 20)
+    step = mf.descend(vector, rule, mf.double_sampling(SHARED, heads="weighted"), mf.sgd(lr))
     state = step.init(PARAMS, BATCHES)
     params, w = PARAMS, torch.full((TASKS,), 1 / TASKS, dtype=F64)
     for _ in range(3):

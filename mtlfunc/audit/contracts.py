@@ -446,13 +446,10 @@ def check_epsilon(harness: Harness) -> Finding:
     near, far = (harness.answers(Case(s * rows, losses)).abs().sum(-1) for s in grown)
     power = float((far / near).nanmedian().log2().nan_to_num()) / 16  # 2^16 times as long
     # without lengths of 1e-4 and of 0, whose squares are as small as an epsilon
-    check = scaled(name, grown, power)._replace(tolerance=0.01, families=("gaussian",))
-
-    def long(weigh: Weigh, x: Instance) -> Outcome:
-        found = check.run(weigh, x)
-        return found._replace(violation=found.violation.where(x.rows.any(-1).all(), 0.0))
-
-    if search(harness, check._replace(run=long)).seen:
+    check = scaled(name, grown, power)._replace(
+        tolerance=0.01, families=("gaussian",), where=independent
+    )
+    if search(harness, check).seen:
         raise Inapplicable("the weights have a unit: no power of the gradients' scale gives them")
     return search(harness, scaled(name, SCALES[:2], power))
 

@@ -173,6 +173,8 @@ def test_broken_rule_is_named_in_a_whole_table(case):
     [
         *(({"positive homogeneity", "no absolute epsilon"}, partial(inverse_norms, eps=epsilon),
            lambda g: inverse_norms(g, 1e-12 * g.trace().sqrt())) for epsilon in (1e-6, 1e-3)),
+        ({"no absolute epsilon"}, lambda g: (g + 1e-4 * torch.eye(len(g)).to(g)).inverse().sum(0),
+         lambda g: (g + 1e-4 * g.trace() * torch.eye(len(g)).to(g)).inverse().sum(0)),
         ({"differentiability"},
          lambda g: inverse_norms(g.detach(), 0.1 * g.detach().trace().sqrt()),
          lambda g: inverse_norms(g, 0.1 * g.trace().sqrt())),
