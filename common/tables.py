@@ -122,9 +122,11 @@ def as_dicts(value: Any) -> Any:
 def report(
     folder: Path, numbers: dict[str, Any], table: str, figures: Mapping[str, Figure]
 ) -> None:
-    """`write_report`, and the table on the terminal."""
-    paths = write_report(folder, numbers, table, figures)
-    say(f"\n{table}\nwritten: {', '.join(map(str, paths))}", sys.stdout)
+    """The table on the terminal, which a full disk does not lose, and `write_report`."""
+    say(f"\n{table}", sys.stdout)
+    say(
+        f"written: {', '.join(map(str, write_report(folder, numbers, table, figures)))}", sys.stdout
+    )
 
 
 def write_report(
