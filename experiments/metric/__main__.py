@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         least=FIRST + 2,
     )
     parser.add_argument("--matrices", action="store_true", help="Muon instead, at the last rate")
-    name = "matrices" if "--matrices" in (sys.argv if argv is None else argv) else "metric"
+    name = "matrices" if parser.parse_args(argv).matrices else "metric"
     given = command.settled(parser, argv, HERE / "out" / name)
     torch.set_num_threads(1)
     out, steps = given.out, given.steps

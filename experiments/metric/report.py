@@ -69,8 +69,8 @@ def at_odds(met: Mapping[str, Met]) -> str:
 
 
 def shares(outcomes: Outcomes) -> str:
-    """How often a step raises a loss, a line per network, optimizer and rule, on the largest batch
-    at the largest rate.
+    """How often a step raises a loss, a line per network, optimizer and rule, on minibatches at
+    the largest rate.
     """
     ways = [way for way in WAYS if any(c.way == way for c in outcomes)]
     batches = {n: max(c.batch for c in outcomes if c.network == n) for n, *_ in outcomes}
@@ -89,7 +89,7 @@ def shares(outcomes: Outcomes) -> str:
     return (
         "Share of steps after which some loss of the batch is larger, to first order, by what the "
         "rule is on; and the correlation of the promised falls of the first that has a metric with "
-        "the real ones:\n\n" + markdown(names, lines)
+        "the real ones; ± is a standard error:\n\n" + markdown(names, lines)
     )
 
 

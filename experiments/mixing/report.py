@@ -68,7 +68,7 @@ def table(found: Found, choices: Mapping[tuple[str, str], Choice]) -> str:
                 setting = f"{choice.rate:g}{setting if name in ('align', 'PiKE') else ''}"
                 lines.append([*line, "–" if name == "target alone" else shares, setting])
     names = (
-        "domains", "method", "seeds", "wrong on the target, %", "less uniform", "less oracle",
+        "domains", "method", "seeds", "wrong, % ± standard error", "less uniform", "less oracle",
         "weights at the end", "rate; setting",
     )  # fmt: skip
     return words(found) + "\n\n" + markdown(names, lines)
@@ -78,7 +78,8 @@ def figure(found: Found, steps: int) -> Figure:
     """Target error of the methods, and the weights of `align` and PiKE, on the first seeds."""
     problems = [p for p in PROBLEMS if any(p == key[0] for key in found)]
     drawn = Figure(figsize=(11, 3.2 * len(problems)), layout="constrained")
-    axes = drawn.subplots(len(problems), 3, squeeze=False, sharex=True)
+    learnt = [x for x in ("align", "PiKE") if any(x == key[2] for key in found)]
+    axes = drawn.subplots(len(problems), 1 + len(learnt), squeeze=False, sharex=True)
     for row, problem in zip(axes, problems, strict=True):
         seeds = next(s for p, s, _ in found if p == problem)
         outcomes = of(found, problem, seeds)
@@ -86,13 +87,12 @@ def figure(found: Found, steps: int) -> Figure:
             at = moments(len(outcome.test[0]), steps)
             _band(row[0], at, 100 * np.array(outcome.test), LINES[name], name)
         row[0].set(title=f"{problem}: wrong on the target, %", ylim=(0, 100))
-        for ax, name in zip(row[1:], ("align", "PiKE"), strict=True):
-            if name in outcomes:
-                weights = np.array(outcomes[name].weights)
-                for k, domain in enumerate(PROBLEMS[problem]):
-                    at = moments(weights.shape[1], steps)
-                    _band(ax, at, weights[:, :, k], COLOURS[k], domain)
-                ax.legend(fontsize=7)
+        for ax, name in zip(row[1:], learnt, strict=True):
+            weights = np.array(outcomes[name].weights)
+            for k, domain in enumerate(PROBLEMS[problem]):
+                at = moments(weights.shape[1], steps)
+                _band(ax, at, weights[:, :, k], COLOURS[k], domain)
+            ax.legend(fontsize=7)
             ax.set(title=f"{problem}: weights of {name}", ylim=(0, 1))
         row[0].legend(fontsize=7)
     for ax in axes[-1]:

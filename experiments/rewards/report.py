@@ -95,8 +95,8 @@ def table(results: Results) -> str:
     """Markdown: findings, numbers, how they were taken."""
     settings = results.settings
     notes = [
-        f"Seeds {results.seeds[0]} to {results.seeds[-1]}; brackets are 95 % intervals of "
-        "Student's t, paired by seed; those of the sums hold together, by "
+        f"Seeds {results.seeds[0]} to {results.seeds[-1]}; ± is a standard error, brackets "
+        "are 95 % intervals of Student's t, paired by seed; those of the sums hold together, by "
         "problem. *Least rise*: of the reward that rose least since the start. *Steps apart*: with "
         "a negative entry in the Gramian of the method's own advantages.",
         f"Adding: {settings.lessons} steps of imitation, then {settings.steps} steps on "
