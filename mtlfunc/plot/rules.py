@@ -346,7 +346,7 @@ def heatmap(
         ax: None is the current Axes.
         cosine: draw G_ij / (‖g_i‖‖g_j‖) in [-1, 1] instead; grey where a gradient is zero.
         names: of the tasks.
-        annotate: write the numbers; None does for up to 10 tasks.
+        annotate: write the numbers; None does for up to 8 tasks.
         **kwargs: of `Axes.imshow`; `norm=matplotlib.colors.SymLogNorm(...)` for lengths that differ
             by orders of magnitude.
 
@@ -379,7 +379,7 @@ def heatmap(
     size = {"fontsize": "xx-small" if len(g) > 20 else "small" if len(g) > 10 else "medium"}
     panel.set_xticks(tasks, names, **size, **turn)
     panel.set_yticks(tasks, names, **size)
-    if len(g) <= 10 if annotate is None else annotate:
+    if len(g) <= 8 if annotate is None else annotate:
         size = {"fontsize": "medium" if len(g) <= 4 else "small" if len(g) <= 6 else "x-small"}
         for (i, j), number in np.ndenumerate(shown):
             if np.isfinite(number):
