@@ -1,6 +1,6 @@
 """Backward passes from the losses of one forward to leaves and to the nodes that read them.
 
-One pass, and one a row: for all tasks at once, in chunks, in a loop, or each loss alone.
+One pass, and one per row: for all tasks at once, in chunks, in a loop, or each loss alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
