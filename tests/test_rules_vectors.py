@@ -257,5 +257,5 @@ def test_pcd_with_tasks_absent():
     assert (after.squares[~present] == 0).all()
     square, G = (J @ J.mT).diagonal(), J @ J.mT  # the averages of all others are still these
     settled = after._replace(squares=square.clone(), seen=torch.full_like(after.seen, 10**6))
-    found = (rule.update(geometry(G, losses), x)[0] for x in (after, settled))
-    near(*found, 1e-12, 1e-14)
+    one, other = (rule.update(geometry(G, losses), x)[0] for x in (after, settled))
+    near(one, other, 1e-12, 1e-14)
