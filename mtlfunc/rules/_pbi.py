@@ -53,12 +53,13 @@ def pbi(
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         dtype, losses = geometry.losses.dtype, geometry.losses.double()
         p = preference_of(geometry, preference, losses)
-        shifted = losses - (0.0 if reference is None else reference.to(losses))
+        shifted = losses - (0.0 if reference is None else reference.to(dtype).to(losses))
         ray, length = unit_and_length(p)
         unit, _ = unit_and_length(shifted.where(geometry.present, 0.0))
         normal, distance = unit_and_length(unit - (ray @ unit) * ray)
         # of L's own length: what is left is rounding, and has no direction
-        on_ray = distance <= max(torch.finfo(dtype).eps, 4 * len(p) * torch.finfo(p.dtype).eps)
+        eps, single = torch.finfo(dtype).eps, torch.finfo(torch.float32).eps
+        on_ray = distance <= max(eps, 4 * len(p) * min(eps, single))
         weights = p + theta * length * normal.where(~on_ray, 0.0)
         return poison(weights, losses).to(dtype), ()
 
