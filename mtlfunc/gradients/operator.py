@@ -18,7 +18,7 @@ from ..core.checks import (
     check_params,
     check_tensor,
 )
-from ..core.transforms import all_rows_mask, depth, enable_grad, is_differentiated
+from ..core.transforms import all_rows_mask, depth, enable_grad, is_differentiated, is_readable
 from ..core.tree import combine, dot, gramians, like, real_of, same_shapes, select, trained
 from ..processes import WHOLE, Shares, union_of
 from ..types import Batch, Heads, Metric, Params, Rows, Select
@@ -89,7 +89,7 @@ class TaskJacobian:
     left_out: frozenset[int] = frozenset()  # tasks without labels: no pass enters a separate loss
     # how many tasks are weightings of samples, which `mix` then has, flattened; 0 is none
     weightings: int = 0
-    chosen: tuple[Any, ...] | None = None  # the rows' names, where they are chosen tasks
+    chosen: tuple[Any, ...] | None = None  # the names of chosen rows, but of mixtures
     metric: Metric | None = None  # P and c over the columns; None is the identity and 0
     shares: Shares = WHOLE  # the processes that J is summed over, and who has which labels
 
@@ -283,13 +283,12 @@ class TaskJacobian:
             raise IndexError(
                 f"J[...]: expected a slice, or a list of numbers below {len(self)}, got {which!r}"
             )
-        if torch.compiler.is_compiling():
+        mixtures = self.mix is not None and self.chosen is None and not self.weightings
+        if mixtures or torch.compiler.is_compiling() or not is_readable(rows.cpu()):
             return self.mixed(rows)
         names = tuple(map(self.names.__getitem__, rows.argmax(1).tolist()))
         if self.weightings:
             return replace(self.mixed(rows), chosen=names)
-        if self.mix is not None and self.chosen is None:  # mixtures
-            return self.mixed(rows)
         # a loss of its own that is not kept is not differentiated
         kept = (rows if self.mix is None else rows @ self.mix.to(rows)).any(0)
         scale = kept.to(self.forward.value) * (1.0 if self.scale is None else self.scale)
