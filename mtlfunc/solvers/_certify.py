@@ -61,7 +61,8 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     count, dtype = len(weights), weights.dtype
     eps = precision(count, dtype)
     problem = type(problem)(*(x.detach().double() for x in problem))
-    problem = problem._replace(gramian=0.5 * (problem.gramian + problem.gramian.mT))
+    gramian = problem.gramian  # its symmetric part, whose sum would overflow
+    problem = problem._replace(gramian=gramian + 0.5 * (gramian.mT - gramian))
     weights = weights.detach().double()
     # by the rounding of the dtype that the Gramian came in; also refuses what is not a Gramian
     report, _, info = run(problem, eps)
