@@ -122,7 +122,7 @@ def as_dicts(value: Any) -> Any:
 def report(
     folder: Path, numbers: dict[str, Any], table: str, figures: Mapping[str, Figure]
 ) -> None:
-    """The table on the terminal, which a full disk does not lose, and `write_report`."""
+    """The table on the terminal first, so that a full disk does not lose it; then the files."""
     say(f"\n{table}", sys.stdout)
     say(
         f"written: {', '.join(map(str, write_report(folder, numbers, table, figures)))}", sys.stdout

@@ -58,7 +58,7 @@ def table(found: Found, plan: Plan, settings: Mapping[str, Any]) -> str:
         f"{settings['images']}; {PROBLEM}, {settings['steps']} steps of the mean loss of the main "
         f"task and these; {len(plan.seeds)} seeds, {plan.seeds[0]} to {plan.seeds[-1]}, which no "
         "result uses.",
-        f"Mean ± standard error; [95 % interval], paired by seed, for all {len(every)} together.",
+        f"± standard error; [95 % interval], paired by seed, for all {len(every)} sets together.",
         *about_rates(plan, found),
     ]
     columns = ["auxiliary tasks", "accuracy, %", "gain on the main task alone, points", "rate"]

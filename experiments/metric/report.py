@@ -69,8 +69,8 @@ def at_odds(met: Mapping[str, Met]) -> str:
 
 
 def shares(outcomes: Outcomes) -> str:
-    """How often a step raises a loss, a line per network, optimizer and rule, on minibatches at
-    the largest rate.
+    """How often a step raises a loss, a line per network, optimizer and rule, on the largest
+    minibatch at the largest rate.
     """
     ways = [way for way in WAYS if any(c.way == way for c in outcomes)]
     batches = {n: max(c.batch for c in outcomes if c.network == n) for n, *_ in outcomes}
