@@ -82,6 +82,7 @@ def test_weightings_of_samples(losses):
     A = torch.randn(2, *losses(PARAMS, X).shape, dtype=torch.float64)
     J = mf.task_jacobian(losses, PARAMS, X, weightings=A)
     assert J[[1, 0]].names == J[[1, 0]][:].names == (1, 0)
+    assert_close(vmap(lambda i: J[i].losses[0])(torch.tensor([1, 0])), J.losses.flip(0))
     matrix = A.flatten(1) @ flat(jacrev(lambda p: losses(p, X).flatten())(PARAMS))
     assert_close(J.gramian(), matrix @ matrix.T)
     assert_close(flat(J.rows()), matrix)
