@@ -124,9 +124,8 @@ def report(
 ) -> None:
     """The table on the terminal first, so that a full disk does not lose it; then the files."""
     say(f"\n{table}", sys.stdout)
-    say(
-        f"written: {', '.join(map(str, write_report(folder, numbers, table, figures)))}", sys.stdout
-    )
+    paths = write_report(folder, numbers, table, figures)
+    say(f"written: {', '.join(map(str, paths))}", sys.stdout)
 
 
 def write_report(
