@@ -43,11 +43,11 @@ def test_few_entries_at_the_top():
 ROOMS_ABOVE = {"physics", "muon"}
 LABORATORY = {"plot", "studies", "audit", "testing"}
 MOST_LINES = {
-    "core": 20_044,  # aim 18,500
+    "core": 20_049,  # aim 18,500
     "gradients": 5_175,  # of these; aim 4,700
     "training": 2_077,  # of these; aim 2,000
     "rooms": 1_434,
-    "laboratory": 6_132,
+    "laboratory": 6_131,
 }
 
 

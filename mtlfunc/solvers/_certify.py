@@ -19,6 +19,7 @@ from .problems import (
     check_problem,
     noise_level,
     or_one,
+    own_or_shortest,
     precision,
     root,
     rounding,
@@ -67,9 +68,7 @@ def certify(problem: Problem, weights: Float[Tensor, " task"]) -> Certificate:
     # by the rounding of the dtype that the Gramian came in; also refuses what is not a Gramian
     report, _, info = run(problem, eps)
     n = root(problem.gramian.diagonal())
-    shortest = n.where(n > 0, torch.inf).amin()  # a length of its own would depend on the unit
-    length = n.where(n > 0, shortest.where(shortest.isfinite(), 1.0))
-    noise = rounding(count, dtype)
+    noise, length = rounding(count, dtype), own_or_shortest(n)
     at = _At(problem.gramian @ weights, n, length, n @ weights.abs(), noise)
     if isinstance(problem, MinNorm):
         found = _of_min_norm(problem, weights, at)

@@ -312,6 +312,12 @@ def or_one(x: Tensor) -> Tensor:
     return x.where(x != 0, 1.0)
 
 
+def own_or_shortest(n: Tensor) -> Tensor:
+    """Lengths; of a zero gradient the shortest other's, as one of its own would have a unit."""
+    shortest = n.where(n > 0, torch.inf).amin()
+    return n.where(n > 0, shortest.where(shortest.isfinite(), 1.0))
+
+
 Answer = tuple[Tensor, Tensor, Int[Tensor, ""] | int]
 """weights, dual, steps."""
 

@@ -17,7 +17,7 @@ from torch.func import grad, vmap
 
 from ..core.transforms import enable_grad
 from ..solvers import CAGrad, DualCone, MinNorm, active_set, certify
-from ..solvers.problems import Problem, check_problem, or_one, root
+from ..solvers.problems import Problem, check_problem, or_one, own_or_shortest, root
 from ..types import Solution
 from .families import FAMILIES, REGULAR, jacobian
 from .strategies import VARIANTS, pose
@@ -118,9 +118,8 @@ def certified_error(problem: Problem, weights: Float[Tensor, " task"]) -> Float[
     w, n = weights.double(), root(gramian.diagonal())
     infeasible, gap = proof.infeasibility.double(), proof.gap.double()
     if isinstance(problem, MinNorm):
-        norm, shortest = root(w @ gramian @ w), n.where(n > 0, torch.inf).amin()
-        length = n.where(n > 0, shortest.where(shortest.isfinite(), 0.0))
-        distance = torch.minimum(gap.sqrt(), norm) / or_one(length @ w.abs())
+        norm = root(w @ gramian @ w)
+        distance = torch.minimum(gap.sqrt(), norm) / or_one(own_or_shortest(n) @ w.abs())
         error = torch.minimum(proof.violation.double(), distance)
     elif isinstance(problem, CAGrad):
         error, p = proof.violation.double(), problem.preference.double()
