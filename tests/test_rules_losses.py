@@ -283,3 +283,26 @@ def test_famo_with_absent_tasks_is_famo_on_the_others():
     near(with_absent, expected, 1e-10, 1e-13)
     near(logits[[0, 2]], others, 1e-10, 1e-13)
     assert float(logits[1]) == 0
+
+
+def test_famo_of_tasks_that_are_absent_from_some_batches():
+    """The official loop over those in the last batch; torch's Adam skips who has no gradient."""
+    target = torch.arange(1.0, 4.0, dtype=F64)
+    losses = lambda params, present: (params["x"] - target).square() + 1  # noqa: E731
+    probe = mf.second_evaluation(mf.losses_only(present=lambda present: present))
+    step, params = mf.balance(losses, mf.famo(0.5), probe), {"x": 0 * target}
+    w = [torch.zeros((), dtype=F64, requires_grad=True) for _ in target]
+    adam = torch.optim.Adam(w, lr=0.5, weight_decay=1e-3)
+    state = step.init(params, here := target > 0)
+    for here in (here, target != 2, here, target < 3, here):
+        before, z = losses(params, here), torch.stack(w).where(here, -torch.inf).softmax(0)
+        grads, state, info = step.update(params, here, state)
+        share = z.detach() / before
+        near(info.weights, share / share.sum(), 1e-12)
+        params = {"x": params["x"] - 0.1 * grads["x"]}
+        fall = (before / losses(params, here)).log()
+        for each, slope in zip(w, torch.autograd.grad((z * fall).sum(), w), strict=True):
+            each.grad = slope
+        for each in [each for each, known in zip(w, here, strict=True) if not known]:
+            each.grad = None
+        adam.step()

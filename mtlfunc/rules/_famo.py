@@ -92,7 +92,8 @@ def famo(
         else:
             before, after, both = (extra[name] for name in LAST_LOSSES)
         fall = torch.log(losses_above(before, both) / losses_above(after, both))
-        prior = preference_of(geometry._replace(present=both), preference)
+        even = geometry.preference if full_batch else torch.full_like(losses, 1 / len(losses))
+        prior = preference_of(geometry._replace(present=both, preference=even), preference)
         z = softmax(state.logits, prior)
         slope = z * (fall - (z * fall).sum()) + decay * state.logits
         logits, optimizer_state = learn(move, state.logits, slope, state.optimizer, both)
