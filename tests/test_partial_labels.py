@@ -260,6 +260,11 @@ def test_state_of_an_absent_task_stands_still():
     assert not info.gramian[1].any(), "its row is there, and not shown"
     assert after.probe.steps.tolist() == [2, 1, 2]
     assert after.rule.weights[1] == state.rule.weights[1]
+    last = torch.tensor([0.0, 1.0, 0.0])  # all of the weight is with the absent task
+    geometry = mf.Geometry(torch.ones(3), torch.eye(3), torch.ones(3) / 3, SOME, {})
+    for rule in (mf.moco(), mf.modo(), mf.sdmgrad()):
+        kept = rule.init(torch.ones(3), mf.random.key(0))._replace(weights=last)
+        near(rule.update(geometry, kept)[1].weights, last)
     for name in TRUNK:
         assert torch.equal(after.probe.rows[name][1], state.probe.rows[name][1])
         assert not torch.equal(after.probe.rows[name][0], state.probe.rows[name][0])

@@ -79,4 +79,5 @@ def share_among_present(weights: Tensor, present: Tensor) -> tuple[Tensor, Tenso
     share = weights.where(present, 0.0) / total
     count = present.sum().clamp_min(1)
     # all of the weight was with absent tasks
-    return share.where(share.sum() > 0, present.to(weights) / count), total
+    some = share.sum() > 0
+    return share.where(some, present.to(weights) / count), total * some
