@@ -278,6 +278,11 @@ MIXED = {
     "one point": (lambda p, x: x - x[0], "index"),
     "a vector times": (lambda p, x: x[:, 0] @ torch.ones(3, 2), "mixes the points"),
     "by name": (lambda p, x: x.sin().sum(1).repeat(repeats=(3, 1)), "repeat over the first axis"),
+    "to the front": (
+        lambda p, x: x[:, [0, 1, 1]].movedim(1, destination=0),
+        "movedim over the first axis",
+    ),
+    "swapped": (lambda p, x: x[:, [0, 1, 1]].swapaxes(1, axis1=0), "swapaxes over the first axis"),
     "points by points": (lambda p, x: torch.mm(x, x.sin()), "matmul of .* mixes the points"),
     "before": (lambda p, x: torch.ones(3, 3) @ x, "mixes the points"),
     "axes": (lambda p, x: x * x[:, 0], r"\[3, 2\] and \[3\]"),

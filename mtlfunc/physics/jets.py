@@ -487,8 +487,9 @@ def _rows(method: Callable[..., Any], default: Any, place: Any = 0, count: int =
     """
 
     def along(input: Jet, *args: Any, **kwargs: Any) -> Any:
-        named = [x for name, x in kwargs.items() if place is None or name.startswith("dim")]
-        axes = tree_leaves(named or args[place or 0 :][:count] or [default])
+        axis = "dim", "axis", "source", "destination"
+        named = [x for name, x in kwargs.items() if place is None or name.startswith(axis)]
+        axes = tree_leaves([*args[place or 0 :][:count], *named] or [default])
         stays = None not in axes and 0 not in [i % input.ndim for i in axes]
         if place is None:
             stays = len(axes) == input.ndim and axes[0] in (default, -default * input.shape[0])
