@@ -156,32 +156,28 @@ def parse_alone(out: Any) -> Losses:
     return parse_losses(out)
 
 
-def parse_samples(out: Any) -> Losses:
-    """Losses `[sample]` or `[sample, task]`, floating; raises an error for others."""
+def parse_samples(
+    out: Any, what: str = "losses_fn", part: str = "task", cure: str = "none of them 0"
+) -> Losses:
+    """Losses `[sample]` or `[sample, part]`, floating; raises an error for others."""
     if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
+        found = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         raise ValueError(
-            "losses_fn: expected [sample] or [sample, task], none of them 0, got "
-            f"{list(out.shape) if isinstance(out, Tensor) else type(out).__name__}"
+            f"{what}: expected one tensor [sample] or [sample, {part}], got {found}; {cure}"
         )
     if not out.is_floating_point():
-        raise TypeError(f"losses_fn: expected floating losses, got {out.dtype}")
+        raise TypeError(f"{what}: expected floating losses, got {out.dtype}")
     return Losses(out)
 
 
 def parse_weightings(out: Any, what: str = "losses_fn", *, has_aux: bool = False) -> Losses:
     """Losses `[sample]` or `[sample, part]` of weightings, flattened; an error for others."""
-    if not has_aux and _is_pair(out):
-        raise ValueError(f"{what}: got a pair; with weightings= expected one tensor of losses")
     out, aux = _declared(out) if has_aux else (out, ())
-    if not isinstance(out, Tensor) or out.ndim not in (1, 2) or 0 in out.shape:
-        found = f"shape {list(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        raise ValueError(
-            f"{what}: weightings= make tasks of the losses of samples, a tensor [sample] or "
-            f"[sample, part], got {found}; reduce over the positions or tokens of every sample "
-            "alone, for instance with .flatten(1).sum(1), and never over the samples"
-        )
-    if not out.is_floating_point():
-        raise TypeError(f"{what}: expected floating losses, got {out.dtype}")
+    cure = (
+        "weightings= make tasks of the losses of samples: reduce over the positions or tokens of "
+        "every sample alone, for instance with .flatten(1).sum(1), and never over the samples"
+    )
+    parse_samples(out, what, "part", cure)
     return Losses(out if out.ndim == 1 else out.flatten(), aux=aux, shape=out.shape)
 
 
