@@ -115,6 +115,8 @@ def test_a_loss_without_graph_is_refused_at_every_step(probe, form, step):
     with untouched(net, balancer), pytest.raises(ValueError, match=words):
         balancer.backward(make(losses_of(net, gone=1)))
     balancer.backward(make(losses_of(net, gone=1)), present=[True, False, True])
+    nobody = [x.detach() for x in losses_of(net)]
+    assert not balancer.backward(make(nobody), present=[False] * TASKS).weights.any()
 
 
 def test_so_it_is_in_a_pure_step():

@@ -146,7 +146,7 @@ def live_step(
         reached |= reached_by(each, present)
         custom, hooked = custom or each.graph.has_custom_backward, hooked or each.hooked
     # a rank without labels takes part, and functions none of which was called have no graph
-    idle = (union.size > 1 or in_turn) and present is not None and not bool(present.any())
+    idle = present is not None and not bool(present.any())
     if idle:
         forwards = tuple([replace(x, reached=True) for x in forwards])
     elif not (reached or any(x.graph.leaf_nodes for x in forwards)):
