@@ -152,7 +152,9 @@ class Run:
             self.union.check(given | self.facts() | facts)
         here = mask_of(counts, len(losses))
         losses = losses if here is None else losses.where(here, 0.0)
-        return self.union.total(losses, self.union.shares(counts).share)
+        losses = self.union.total(losses, self.union.shares(counts).share)
+        check_losses(losses, ())  # of the union, so that no rank steps on alone
+        return losses
 
     def first(self, batch: Batch) -> Forward:
         """One forward pass that is not a step: what it changes in place is restored."""
@@ -259,7 +261,7 @@ class Options(NamedTuple):
             # of this process's samples: 1/R of each rank's, as many as there are, is their sum
             losses = run.union.size * (matrix @ forward.value)
         losses = run.started(
-            losses, counts, shared=self.shared, heads=self.heads, present=self.present,
+            losses, counts, shared=names, heads=self.heads, present=self.present,
             weightings=self.weightings, mix=self.mix, **facts,
         )  # fmt: skip
         if self.mix is None or key is None:
@@ -277,6 +279,10 @@ class Options(NamedTuple):
         metric = None if run.metric is None else run.metric(names)
         if metric is not None:
             expect_rows(self.engine, "a metric weighs their coordinates")
+            if not run.combines:
+                # DistributedDataParallel takes the mean of what waits in .grad under no_sync, too
+                carried = run.union.gradient(dict(metric.carried)).items()
+                metric = Metric(metric.scale, {name: c / run.union.size for name, c in carried})
         jacobian = replace(
             run(batch, *labels), columns=names, metric=metric, engine=self.engine,
             chunk_size=self.chunk_size,
@@ -447,7 +453,8 @@ def first_losses(
     here = mask_of(counts, len(forward.value))
     losses = forward.value if here is None else forward.value.where(here, 0.0)
     refuse_constant(forward, here)
-    check_losses(losses, forward.losses.names)
+    if run.union.size == 1:
+        check_losses(losses, forward.losses.names)
     if not values_readable(batch, run.params, losses):
         return losses
     reached = _leaves_of_each(forward)
@@ -479,7 +486,7 @@ def first_losses(
 
 def _unreached(run: Run, batch: Batch, shared: tuple[str, ...]) -> list[int]:
     """Tasks whose loss stays finite when the shared parameters are NaN, and has no gradient."""
-    if run.given is not None:  # they cannot be called
+    if run.given is not None or run.union.size > 1:  # they cannot be called, or talk to each other
         return []
     broken = {
         name: torch.full_like(leaf, float("nan")) if name in shared else leaf

@@ -47,8 +47,7 @@ def second_evaluation(probe: Probe) -> Probe:
         keeps a view of it, not a copy.
 
     Raises:
-        TypeError: for `probe` that is none; at `init`, for a batch with leaves that are not
-            tensors.
+        TypeError: for `probe` that is none; at `init`, for a batch of other leaves than tensors.
         ValueError: for another probe, as far as it says so; else at a step.
 
     Source:
@@ -75,9 +74,9 @@ def second_evaluation(probe: Probe) -> Probe:
     def update(run: Run, batch: Batch, state: State) -> tuple[TaskGradients, State]:
         check_memory(isinstance(state, SecondEvaluationState))
         measured, inner = probe.update(run, batch, state.probe)
-        now = run.losses(run.params, state.batch).vector
+        now = run.union.total(run.losses(run.params, state.batch).vector, state.share)
         following = state._replace(probe=inner, batch=_copied(batch))
-        return _remember(run, measured, following, now)
+        return _remember(measured, following, now)
 
     return probe._replace(init=init, update=update, measures=measures, calls_model=True)
 
@@ -112,7 +111,7 @@ def observed(probe: Probe) -> Probe:
             )
         measured, inner = probe.update(run, batch, state.probe)
         following = state._replace(probe=inner, due=torch.ones_like(state.due))
-        return _remember(run, measured, following, state.now)
+        return _remember(measured, following, state.now)
 
     return probe._replace(init=init, update=update, measures=measures)
 
@@ -132,10 +131,10 @@ def _no_step(losses: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _remember(
-    run: Run, measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
+    measured: TaskGradients, state: SecondEvaluationState | ObservedState, now: Tensor
 ) -> tuple[TaskGradients, State]:
     """With the last batch's losses, before its step and `now`; and the state with this batch's."""
-    geometry, now = measured.geometry, run.union.total(now, state.share)
+    geometry = measured.geometry
     if geometry.losses.shape != now.shape:
         raise ValueError(ONE_BATCH)
     last = (state.losses, now.where(state.present, 0.0), state.present)

@@ -74,8 +74,7 @@ class Balancer:
     batches are one large one only for rules that do not read it.
 
     Args:
-        module: holds the parameters; frozen ones are left alone. Every trained parameter that the
-            losses depend on must be in it.
+        module: holds every trained parameter that the losses depend on; frozen ones are left alone.
         rule: turns geometry into weights, for instance `mtlfunc.cagrad(0.4)`.
         probe: any probe that does not call the model itself, for instance
             `mtlfunc.moving_average("trunk.*")`; or which parameters the tasks share, which is short
@@ -100,8 +99,7 @@ class Balancer:
         ValueError: for options as in `mtlfunc.jacobian`, and for a rule that reads what a balancer
             does not measure; for a metric whose step is not known to be linear in the gradient
             (Muon, LBFGS, subclasses), or that lacks a parameter at a step.
-        NotImplementedError: for a module of several processes (DDP) without `group`; FSDP
-            and DataParallel.
+        NotImplementedError: for FSDP, DataParallel, and DistributedDataParallel without `group`.
 
     Examples:
         >>> import mtlfunc as mf
@@ -247,11 +245,10 @@ class Balancer:
             found = self._answer(losses, present, weightings)
         self._kept, info, ranks = found.kept, found.info, found.live.run.union.size
         weights = info.weights.detach().clone()
-        if weightings is not None:  # DDP's mean over the ranks of these is a sum
-            weights = weights * ranks
-        elif found.part is not None and present is not None:
-            # DDP's mean over the ranks of these is the union's weighted loss
-            weights = weights * found.part * ranks
+        if present is not None and weightings is None and found.part is not None:
+            weights = weights * found.part * ranks  # DDP's mean is the union's weighted loss
+        elif weightings is not None:
+            weights = weights * ranks  # DDP's mean is a sum
         named = losses[0] if isinstance(losses, tuple | list) else losses
         if isinstance(named, Mapping) and list(named) != (names := list(info.tasks)):
             weights = weights[[names.index(name) for name in named]]
@@ -278,7 +275,8 @@ class Balancer:
 
         Args:
             losses: as in `backward`, of the same batch, evaluated again after `optimizer.step()`;
-                no graph is needed (of weightings A @ losses). Other rules do without.
+                no graph is needed (of weightings A @ losses). With `group=` every rank calls it.
+                Other rules do without.
 
         Raises:
             ValueError: before the first step, and for losses of other tasks, or NaN of one present.
@@ -290,14 +288,15 @@ class Balancer:
         due = torch.zeros((), dtype=torch.bool)
         if self._stepped is self._probe:
             return
-        known = dict(loaded or {}) if states is None else flat_state(states)
+        known = loaded or {} if states is None else flat_state(states)
         now = now.to(known.get("[0].now", now).dtype)
+        whole = torch.ones_like(now)  # of their sum over the processes, every one keeps the same
+        union = union_of(self._probe.group, self._leaves.params)
+        now = union.total(now, known.get("[0].share", whole))
         check_losses(now.where(known.get("[0].present", due).to(now.device), 0.0), tasks)
-        if states is None:
-            loaded = known | {"[0].now": now, "[0].due": due}
-        else:
-            states = states[0]._replace(now=now, due=due), states[1]
-        self._kept = Memory(tasks, states, loaded)
+        seen = {"now": now, "due": due, "share": whole}
+        loaded = loaded and loaded | {f"[0].{name}": x for name, x in seen.items()}
+        self._kept = Memory(tasks, states and (states[0]._replace(**seen), states[1]), loaded)
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` goes on from.
@@ -343,6 +342,7 @@ class Balancer:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Balancer":
         other = memo[id(self)] = object.__new__(type(self))
+        memo[id(self._probe.group)] = self._probe.group  # which cannot be copied
         other.__dict__.update(deepcopy(self.__dict__, memo))
         return other
 

@@ -299,8 +299,21 @@ def talking_backward(rank: int, size: int) -> None:
         info = mf.Balancer(net, mf.mgda(), TRUNK, group=group).backward(losses, present=counts)
         return [info.losses, info.gramian, *(leaf.grad for leaf in net.trunk.parameters())]
 
+    def pure(group: Any, batch: Any) -> list[Any]:
+        """Of one vector: what a task reads is found by NaN parameters, if nobody would wait."""
+
+        def losses(params: Any, batch: Any) -> Tensor:
+            total: Any = Summed.apply(params["w"] * batch[0].sum(0), group)
+            return 1.0 * torch.stack(means([(batch[0] @ total)[:, None]] * TASKS, batch[1]))
+
+        step = mf.balance(losses, mf.mgda(), mf.jacobian(present=labels_in, group=group))
+        params = {"w": batch[0].new_ones(batch[0].shape[1])}
+        grads, _, info = step.update(params, batch, step.init(params, batch))
+        return [info.weights, grads["w"]]
+
     for union, own in zip(whole, mine, strict=True):
         same(step(world(), own), step(alone(), union), torch.float64)
+        same(pure(world(), own), pure(alone(), union), torch.float64)
     same(step(world(), mine[0], False), step(alone(), whole[0], False), torch.float64)
     leaf, here = torch.ones(2, requires_grad=True), torch.tensor([False, False])  # others have
 
@@ -321,7 +334,8 @@ def weighed(rank: int, size: int) -> None:
     whole, mine = uneven(rank, size)
 
     def gradient(net: nn.Module, group: Any, batches: Any, own: bool = False) -> list[Any]:
-        balancer, seen = mf.Balancer(net, mf.mgda(), TRUNK, group=group), []
+        optimizer, seen = torch.optim.SGD(net.parameters(), lr=0.1), []
+        balancer = mf.Balancer(net, mf.mgda(), TRUNK, group=group, metric=optimizer)
         quiet = getattr(net, "no_sync", nullcontext)
         for i, batch in enumerate(batches):
             with nullcontext() if i == len(batches) - 1 else quiet():
@@ -331,7 +345,7 @@ def weighed(rank: int, size: int) -> None:
                 else:
                     weights, info = balancer.weigh(losses, present=labels_in(batch))
                     (weights * losses).sum().backward()
-            seen += [info.losses, info.weights]
+            seen += [info.losses, info.weights, info.rates]
         return [*seen, *(leaf.grad for leaf in net.parameters())]
 
     for count, own in ((1, False), (2, False), (2, True)):
@@ -340,6 +354,28 @@ def weighed(rank: int, size: int) -> None:
         found = gradient(ddp, world(), mine[:count], own)
         same(found, wanted, torch.float64, f"weighed {count} {own}")
         bits(found)
+
+
+def resumed(rank: int, size: int) -> None:
+    """FAMO, at every step from the first rank's state anew, where ranks have other labels."""
+    whole, mine = uneven(rank, size)
+
+    def weights(group: Any, batches: Any, *, anew: bool) -> list[Any]:
+        net, seen = TrunkAndHeads(0), []
+        balancer = mf.Balancer(net, mf.famo(), None, group=group)
+        for batch in batches * 2:
+            losses = partial(labelled, dict(net.named_parameters()), batch)
+            seen.append(balancer.backward(losses(), present=labels_in(batch)).weights)
+            torch.optim.SGD(net.parameters(), lr=0.1).step()
+            balancer.observe(losses())
+            if anew:
+                saved = [balancer.state_dict()]
+                dist.broadcast_object_list(saved)
+                balancer = mf.Balancer(net, mf.famo(), None, group=group)
+                balancer.load_state_dict(saved[0])
+        return seen
+
+    same(weights(world(), mine, anew=True), weights(alone(), whole, anew=False), torch.float64)
 
 
 def weightings(rank: int, size: int) -> None:
@@ -420,8 +456,8 @@ def fails(call: Callable[[], Any], *words: str) -> None:
 def disagree(rank: int, size: int) -> None:
     """Ranks that were started differently: an error on each, which says what differs where."""
 
-    def begin(rule=None, losses=losses_of, params=PARAMS, key=0, group=None, **options):
-        probe = mf.jacobian(TRUNK, group=group or world(), **options)
+    def begin(rule=None, losses=losses_of, params=PARAMS, key=0, shared: Any = TRUNK, **options):
+        probe = mf.jacobian(shared, group=world(), **options)
         return lambda: mf.balance(losses, rule or mf.mgda(), probe).init(params, BATCH, key)
 
     def two(params: Any, batch: Any) -> Any:
@@ -437,6 +473,8 @@ def disagree(rank: int, size: int) -> None:
     fails(begin(mf.cagrad(0.4 + rank)), "differ in rule", "0.4", "1.4")
     fails(begin(losses=two), "number of tasks", "3 on rank 0, 2 on rank 1")
     fails(begin(losses=named), "names of the tasks")
+    begin(shared=["trunk.0.*", "trunk.*"][:: 1 - 2 * rank])()  # an order says nothing
+    fails(begin(losses=lambda p, b: [x / (1 - rank) for x in losses_of(p, b)]), "NaN or infinite")
     fails(begin(params=wide), "params['more']", "[2] on rank 0", "[3] on rank 1")
     fails(begin(params=other), "the values of params['trunk.0.weight']")
     fails(begin(key=rank), "key: 0 on rank 0, 1 on rank 1")
@@ -560,11 +598,11 @@ def orders(rank: int, size: int) -> None:
 CHECKS: dict[str, list[Callable[[int, int], None]]] = {
     "two": [
         *(pure, jacobians, modules, disagree, volume, unlabelled_modules, weighed, weightings),
-        *(talking_backward, metric, documentation, orders, dies),
+        *(resumed, talking_backward, metric, documentation, orders, dies),
     ],
     "three": [
         *(pure, ragged, unlabelled_modules, talking_backward, weighed, several_batches, metric),
-        dies,
+        *(resumed, dies),
     ],
 }
 
