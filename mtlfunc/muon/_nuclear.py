@@ -43,8 +43,7 @@ def nuclear(
     to fifteen iterations; square ones, gradients of low rank, and more tasks than a small layer has
     rows, up to a hundred, and then the gap may stay open.
 
-    Every layer has the learning rate 1: multiply a layer's rows by its own. Weights of convolutions
-    are matrices after `row.flatten(2)`.
+    A layer's rows are to be multiplied by its rate; a convolution's are `row.flatten(2)`.
 
     Args:
         rows: the tasks' gradients by layer, `{name: [task, *stack, m, n]}`: of a matrix, or of a
@@ -74,8 +73,7 @@ def nuclear(
         NotImplementedError: where something may differentiate, and inside `torch.compile`.
 
     Source:
-        Bernstein & Newhouse 2024: Muon's step for one loss. We know of no paper that has the
-        problem for several.
+        Bernstein & Newhouse 2024: Muon's step for one loss. No paper is known for several.
 
     Examples:
         >>> rows = {"weight": torch.tensor([[[3.0, 0.0], [0.0, 1.0]], [[-1.0, 0.0], [0.0, 1.0]]])}

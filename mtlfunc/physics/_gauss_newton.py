@@ -40,8 +40,7 @@ def gauss_newton(
             cancels: the step is a whole one.
 
     Returns:
-        weights of either sign, in units of r/‖g‖²: gradients twice as long are weighed by a
-        quarter. They are not scaled to a sum.
+        weights of either sign, in units of r/‖g‖²; they are not scaled to a sum.
 
     Raises:
         ValueError: for damping < 0 or a bad preference; at a step, for a Gramian that is not

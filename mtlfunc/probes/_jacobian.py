@@ -187,8 +187,7 @@ def graddrop(
         with one uniform number a coordinate for all tasks. With rule `mean()` the direction is the
         **mean** of these rows: g when all tasks share one gradient g; `reduction="sum"` gives the
         paper's sum. Where tasks disagree, entries of the sign that is kept are not made up for
-        those dropped: in expectation the mean over tasks of P·g⁺ + (1 - P)·g⁻. Absent tasks' zero
-        rows change nothing.
+        those dropped: in expectation the mean over all tasks of P·g⁺ + (1 - P)·g⁻.
 
     Raises:
         ValueError: for leaks outside [0, 1]; of another length, at a step.
@@ -196,8 +195,7 @@ def graddrop(
     Source:
         Chen et al. 2020, Algorithm 1, lines 10–15, on parameters as TorchJD has it. The paper's
         layer and LibMTL act on the shared representation instead, multiplied by its sign and summed
-        over the batch. Ties P = U keep the negative entries here, so that U = 0 drops none where
-        all are negative.
+        over the batch. A tie P = U keeps the negative entries here, so that U = 0 never drops all.
 
     Examples:
         >>> rows = {"x": torch.tensor([[1.0, -2.0, 3.0], [2.0, -1.0, 0.0]])}

@@ -44,8 +44,7 @@ def gls(*, preference: Float[Tensor, " task"] | None = None, eps: Scalar = 0.0) 
     def update(geometry: Geometry, state: State) -> tuple[Tensor, State]:
         p, present = preference_of(geometry, preference), geometry.present
         losses = require_positive(geometry.losses + eps, present, "gls", MAY_BE_0)
-        # Relative to the largest, so that no product leaves the range of floats and a common factor
-        # changes no bit.
+        # Relative to the largest: no product leaves the range, and a common factor changes no bit.
         largest = losses.where(present, 0.0).amax().where(present.any(), 1.0)
         logs = torch.log(losses / largest).where(present, 0.0)
         return poison(p * torch.exp((p * logs).sum() - logs), geometry.losses, losses), ()

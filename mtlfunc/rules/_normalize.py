@@ -30,8 +30,7 @@ def normalize(rule: Rule, by: By = "norm") -> Rule:
         gradients' unit stays as it is. A row with s_t = 0, of length or loss 0, is divided by s̄.
 
     Raises:
-        ValueError: for another `by`; and for losses below 0 with "loss" and "both", where they can
-            be seen (elsewhere: NaN).
+        ValueError: for another `by`; with "loss" and "both" for losses seen below 0 (unseen: NaN).
 
     Source:
         the normalisations of Sener & Koltun 2018's code and of LibMTL. The former applies the

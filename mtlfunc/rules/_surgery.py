@@ -24,8 +24,7 @@ def surgery(gramian: Tensor, draws: Tensor, targets: Tensor | None) -> tuple[Ten
         gramian: G `[task, task]`.
         draws: orders `[task, task]`, row i a permutation of 0 … T-1, of which i itself is skipped;
             or the key `[]` of `random.permutation(key, T, rows=T)`.
-        targets: cosines `[task, task]` below which a pair is corrected, up to them (GradVac); None
-            is 0 everywhere (PCGrad).
+        targets: cosines `[task, task]` up to which a pair is corrected (GradVac); None: 0 (PCGrad).
 
     Returns:
         coefficients `[task, task]` of the corrected gradients (row i: those of task i), and the

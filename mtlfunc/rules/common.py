@@ -62,8 +62,7 @@ def preference_of(
 ) -> Float[Tensor, " row"]:
     """The rule's own preference, or else the geometry's, over the present rows.
 
-    It sums to 1, or is all zero where no row is present, in the dtype of `like` (of the losses if
-    that is None).
+    It sums to 1, or is 0 where no row is present, in the dtype of `like` (None: of the losses).
     """
     given = geometry.preference.to(geometry.losses if like is None else like)
     own = normalized_preference(preference, given)

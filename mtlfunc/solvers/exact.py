@@ -53,8 +53,7 @@ def active_set() -> Solver:
         right-hand sides are a vmap over `weights`. CUDA tensors up to T = 128 are solved where they
         are, where Triton is installed: one launch for a whole batch, no host synchronisation, and
         it may be captured in a CUDA graph after a first call has compiled it; others travel to the
-        CPU and back. Both give the same direction to rounding, though not the weights where several
-        give it.
+        CPU and back. Both give one direction to rounding, though not one of several weights for it.
 
     It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
     differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is
@@ -98,8 +97,7 @@ def _solve_on_face(problem: Problem, eps: float) -> Answer:
         u = carry_derivatives(dual, dual_cone_face(problem, support[0], eps))
         return problem.weights + u, u, steps
     stationary = info[1] > 0
-    # Each branch gets a harmless face where the other one is taken: derivatives of what is not
-    # chosen must stay finite.
+    # Where a branch is not taken its face is a harmless one, so that its derivatives are finite.
     first = torch.arange(count, device=support.device) == 0
     ordinary, _, pull = cagrad_face(problem, torch.where(stationary, first, support[0]))
     shortest = min_norm_face(MinNorm(problem.gramian), torch.where(stationary, support[0], first))

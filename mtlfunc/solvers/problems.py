@@ -324,8 +324,7 @@ Answer = tuple[Tensor, Tensor, Int[Tensor, ""] | int]
 
 def solver(solve: Callable[[Problem, float], Answer]) -> Solver:
     """Around every solver: float64 inside, a symmetric Gramian with a largest diagonal entry of 1/2
-    to 1, the certificate from the answer, NaN for NaN, an error for an indefinite matrix that can
-    be seen.
+    to 1, the certificate from the answer, NaN for NaN, an error where an indefinite matrix shows.
 
     `solve` gets the scaled problem and the `precision` of the dtype that the Gramian came in. All
     three problems are homogeneous, so the scale is a constant for derivatives.

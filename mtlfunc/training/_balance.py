@@ -70,8 +70,7 @@ def balance(
         probe: measures the geometry and combines, for instance `mtlfunc.jacobian("trunk.*")`.
         reduction: `"mean"`: with rule `mean()` the gradient is that of the mean loss; `"sum"`
             multiplies gradient, weights and rates by T, or by the number of present tasks.
-        has_aux: `losses_fn` returns `(losses, aux)`; aux, a pytree of tensors, is handed on in
-            `Info.aux`.
+        has_aux: `losses_fn` returns `(losses, aux)`; `Info.aux` is then aux, a pytree of tensors.
 
     Returns:
         `init(params, batch, key=0) -> state` (one forward, and for losses in a vector one at NaN,
@@ -137,8 +136,7 @@ def metric_balance(
             return losses
 
         leaf = next(iter(params.values()))
-        # Adding a zero of the parameters batches the key where they are batched: an expanded state
-        # would make the compiler start twice.
+        # Batched where the parameters are: an expanded state would make the compiler start twice.
         root = random.key(key, leaf.device) + leaf.new_zeros((), dtype=torch.int64)
 
         def facts() -> dict[str, Any]:

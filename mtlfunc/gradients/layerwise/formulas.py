@@ -123,8 +123,7 @@ def costs(
             made = weightings * sum(times)
         found["mixed"] = made + 2.0 * weightings**2 * width
     if samples is None:
-        # Differentiated with the other leaves: the same products, but none for a loss that a call
-        # does not serve.
+        # Differentiated with the other leaves: no products for a loss that a call does not serve.
         served = group.served or (rows,) * len(times)
         found["rows"] = sum(time * n for time, n in zip(times, served, strict=True)) + dot
     if group.alike or (group.is_matrix and rows == samples):
