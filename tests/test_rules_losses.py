@@ -293,8 +293,8 @@ def test_famo_of_tasks_that_are_absent_from_some_batches():
     step, params = mf.balance(losses, mf.famo(0.5), probe), {"x": 0 * target}
     w = [torch.zeros((), dtype=F64, requires_grad=True) for _ in target]
     adam = torch.optim.Adam(w, lr=0.5, weight_decay=1e-3)
-    state = step.init(params, here := target > 0)
-    for here in (here, target != 2, here, target < 3, here):
+    state = step.init(params, every := target > 0)
+    for here in (every, target != 2, every, target < 3, every):
         before, z = losses(params, here), torch.stack(w).where(here, -torch.inf).softmax(0)
         grads, state, info = step.update(params, here, state)
         share = z.detach() / before
