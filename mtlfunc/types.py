@@ -1,7 +1,6 @@
 """Every type of the library: a method is a probe, a rule and perhaps a solver.
 
-What is called is a `Protocol` here, so that a type checker sees a wrong call. Any function with
-such a signature will do.
+What is called is a `Protocol`, for type checkers: any function with such a signature will do.
 """
 
 from collections.abc import Callable, Iterable
@@ -151,8 +150,7 @@ class Info(NamedTuple):
         losses: as they were before the step.
         gramian: G = J Jᵀ; `[0, 0]` from a probe that measures none.
         weights: as applied: with `reduction="sum"` T times the rule's.
-        rates: G @ weights, how fast each loss falls at first along the step; with a metric + J c;
-            `[0]` without a Gramian.
+        rates: G @ weights (+ J c of a metric), how fast each loss falls at first; `[0]` without G.
         aux: what `losses_fn` returned besides losses.
         tasks: each task's loss by its name, from a dict of losses; else empty.
     """

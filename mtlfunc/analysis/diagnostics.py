@@ -109,8 +109,7 @@ def stationarity(gramian: Float[Tensor, "task task"], solver: Solver | None = No
     Gramian says nothing: `noise` is NaN, `lower` 0 and `stationary` False.
 
     Args:
-        gramian: G `[task, task]`; accumulate it in float64 (`gramian_dtype`) if the verdict matters
-            near stationarity.
+        gramian: G `[task, task]`; near stationarity accumulate it in float64 (`gramian_dtype`).
         solver: of `mtlfunc.solvers`; None is `auto()`.
 
     Returns:

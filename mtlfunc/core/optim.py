@@ -2,8 +2,7 @@
 
 Hyper-parameters may be 0-d tensors, so that a grid of them is one vmap. `scales(state, params)`
 says what a step will be: -(c + P·g) with `(P, c)`, exactly for SGD. Adam also puts g into P; P is
-that of the state before the step, the learning rate alone before the first, and 0 in coordinates
-that have had no gradient.
+that of the state before the step: before the first lr alone, and 0 where no gradient has been.
 """
 
 from __future__ import annotations

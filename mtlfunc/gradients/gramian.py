@@ -163,8 +163,7 @@ def explain_gramian(
         floating-point operations are those of a layer's part of G from inputs and deltas, or rows.
 
     Raises:
-        ValueError: as in `task_gramian`, and its other errors; for `samples` with `weightings`, or
-            where samples mix.
+        ValueError: as in `task_gramian`; for `samples` with `weightings`, or where samples mix.
 
     Examples:
         >>> import torch

@@ -445,8 +445,7 @@ def task_jacobian(
 
     Raises:
         TypeError: for losses or parameters that are not floating tensors.
-        ValueError: if `shared` matches nothing; for losses of another shape, or that do not depend
-            on the parameters.
+        ValueError: if `shared` matches nothing; for losses of another shape, or of no parameter.
         RuntimeError: under autocast (open it inside `losses`), and what torch.func does not take.
 
     Examples:

@@ -47,8 +47,7 @@ def sample_gradients(
 ) -> tuple[Tensor, Rows]:
     """Gradients of every task on every sample, in one `vmap` over samples of `task_gradients`.
 
-    `losses_fn` sees one sample at a time, as a batch of size one: means over samples are then the
-    sample's own loss.
+    `losses_fn` sees one sample at a time, as a batch of one: a mean over samples is its loss.
 
     Args:
         losses_fn: as in `task_gradients`; must not mix samples (as train-mode batch norm does).

@@ -48,8 +48,7 @@ def gradients(
         module: holds its parameters, and perhaps others.
         rows: the tasks' gradients of its matrices, `{name: [task, m, n]}`, as from
             `mtlfunc.task_gradients`. What a matrix without rows does is not counted.
-        gramian: of the other parameters, as in `mtlfunc.muon.nuclear`: J P Jᵀ with P of the
-            optimizer that steps on them.
+        gramian: of the other parameters: J P Jᵀ with P of the optimizer that steps on them.
         carried: J c `[task]` of the other parameters, what that optimizer's momentum and decay
             take from each loss: `info.rates - info.gramian @ info.weights` of a `Balancer`.
         weights: w `[task]` that a rule chose.

@@ -29,8 +29,7 @@ def double_sampling(
 
     Args:
         shared: which parameters the tasks share, as in `mtlfunc.jacobian`.
-        heads: the gradient of the other parameters, as in `mtlfunc.jacobian`; from the mean of two
-            batches or from the third.
+        heads: as in `mtlfunc.jacobian`; from the mean of two batches or from the third.
         group: as in `mtlfunc.jacobian`, of whose processes the first batches are one batch, the
             second ones another; every rank counts alike, and keeps the whole rows.
 

@@ -30,8 +30,7 @@ def align(
         eta: η > 0. It carries the unit 1/‖gradient‖²: the method is not scale-free. After n steps
             at which a differs by δ between two tasks their weights differ by the factor exp(nηδ).
         target: `"loss"`: the last loss is the target's, of a batch from where the model is to be
-            good; it gets weight 0. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp, without a
-            loss of its own.
+            good; it gets weight 0. `"mean"`: Σ p_t L_t of the tasks themselves, a = Gp.
         preference: with `target="mean"` p `[task]` >= 0, scaled to sum 1: what the tasks count in
             the target, not their weights in the step. None is the geometry's, mostly 1/T.
 

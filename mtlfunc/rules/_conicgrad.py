@@ -25,8 +25,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
 
     If MGDA's direction lies in the cone, it is the answer. Otherwise the answer lies on the cone's
     surface, and is CAGrad's direction for the radius that reaches the surface. If gradients cancel
-    (a Pareto-stationary point), it is what remains of g₀ after its part in their span is removed,
-    if that lies in the cone.
+    (a Pareto-stationary point), it is g₀ without its part in their span, if that is in the cone.
 
     Where some direction of the cone lowers every loss, the optimum has the length ‖g₀‖, and none of
     the cone with that length has a better worst rate. Where none does, the answer raises a loss or

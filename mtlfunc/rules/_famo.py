@@ -46,8 +46,7 @@ def famo(
             evaluated again, and no `second_evaluation` is needed. Not for rows that are other tasks
             at every step (`mix=subset(n)`): their losses would be compared with each other.
         optimizer: from a learning rate to the optimizer of the logits.
-        preference: p `[task]` >= 0, scaled to sum 1: z ∝ p∘exp(ξ). None is the geometry's, 1/T
-            unless tasks were mixed.
+        preference: p `[task]` >= 0, sum 1: z ∝ p∘exp(ξ). None: the geometry's (unmixed 1/T).
         eps: >= 0, added to every L - b, for losses that may be 0. It has their unit; 1e-8 in the
             official code, TorchJD and LibMTL.
 

@@ -16,8 +16,7 @@ def gls(*, preference: Float[Tensor, " task"] | None = None, eps: Scalar = 0.0) 
     p_t·Π_s L_s^(p_s) / L_t.
 
     Args:
-        preference: exponents p `[task]` >= 0, scaled to sum 1; None is the geometry's, 1/T unless
-            tasks were mixed.
+        preference: exponents p `[task]` >= 0, scaled to sum 1; None: the geometry's (unmixed 1/T).
         eps: >= 0, added to every loss, for losses that may be 0. It has their unit.
 
     Returns:

@@ -30,8 +30,7 @@ def sdmgrad(
     """The shortest Jᵀw + λg₀, w on the simplex and g₀ = Jᵀp, by `steps` of v ← μv + A(w + λp), w ←
     Π_Δ(w - ηv) from the last batch's w and v = 0.
 
-    A = J₁J₂ᵀ/s² on two independent batches, with s the mean of the tasks' √(J₁J₂ᵀ)_tt (negative
-    entries count as 0).
+    A = J₁J₂ᵀ/s² on two independent batches, with s the mean of the tasks' √max(0, (J₁J₂ᵀ)_tt).
 
     Args:
         strength: λ >= 0; 0 is stochastic MGDA, ∞ the preferred direction.

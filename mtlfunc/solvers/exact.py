@@ -57,8 +57,7 @@ def active_set() -> Solver:
 
     It composes with vmap, grad, jvp, their nestings and torch.compile: where something may
     differentiate, the closed form on the answer's face carries the derivatives, and elsewhere it is
-    not computed. They hold under strict complementarity; where the face is about to change they are
-    those of one side.
+    not computed. They hold under strict complementarity; where the face changes they are one-sided.
 
     Raises:
         ValueError: for an indefinite matrix where values can be read; elsewhere its answer is NaN.

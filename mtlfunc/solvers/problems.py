@@ -33,8 +33,7 @@ of h/κ. With rows rounded to float32, h is some 1e-8: weights of 1e2 to 1e5 go 
 CAGrad's answer at a Pareto-stationary point is the projection on the dual cone, if the ball holds
 it; stationary is where ‖g_w‖² <= δ(Σ w_t‖g_t‖)² for the shortest g_w. All exact solvers
 (`active_set` on both devices, `faces`, the closed form for two tasks, `cvx`) use this δ, and so
-agree on d as far as their certificates say. `projected_gradient` needs none: its steps from 0
-cannot make large weights.
+agree on d as far as their certificates say. `projected_gradient` needs none: it starts at 0.
 """
 
 from __future__ import annotations

@@ -51,8 +51,7 @@ def descend(
     Raises:
         TypeError: for a part or a state that is something else.
         ValueError: as in `mtlfunc.balance`, and for an optimizer's state of other parameters; for a
-            metric of an optimizer that has none (`Optimizer.scales`), or with a probe that measures
-            no gradients of parameters.
+            metric of an optimizer without (`Optimizer.scales`), or of a probe of no gradients.
 
     Examples:
         >>> import torch, mtlfunc as mf

@@ -205,8 +205,7 @@ def _descend(
             todo = tl.where(dependent, inside, todo & ~here)
             root = tl.where(dependent, 0.0, root)
         solved += 1
-        # 2. The face's minimiser z, or (not bounded) a direction along which the objective falls
-        # for ever.
+        # 2. The face's minimiser z, or (not bounded) a direction of endless descent.
         bounded = solved > 0
         if KIND == DUAL_CONE:
             held = tl.where(inside, centre, 0.0)
@@ -255,8 +254,7 @@ def _descend(
         rebuild = (leaver >= 0) & (ridge > 0) if KIND != DUAL_CONE else leaver < -1
         if (leaver >= 0) & ~rebuild:
             root = _drop_task(root, index == leaver)
-        # 4. Which task enters: the one with the largest violation, as a cosine, if one stands out
-        # from the noise.
+        # 4. Which task enters: that of the largest violation, as a cosine, above the noise.
         rates = _times(cosine, y)
         total, square = tl.sum(y, axis=0), _dot(y, rates)
         if KIND == MIN_NORM:
