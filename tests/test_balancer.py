@@ -1,6 +1,5 @@
 """The balancer of a stock loop: the numbers of `mf.balance`, its states, and its errors."""
 
-import io
 import os
 import warnings
 from functools import partial
@@ -14,6 +13,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.balancers import untouched
+from tests.support.loops import reloaded
 from tests.support.oracles import rows_by_name
 from tests.support.problems import F64, TrunkAndHeads
 from tests.support.registry import RULES
@@ -135,8 +135,7 @@ def test_info_says_what_was_applied(make, here, reduction, net):
             torch.testing.assert_close(grads[name], own, rtol=1e-9, atol=1e-13)
         falls = torch.stack([(grads[n] * row).flatten(1).sum(1) for n, row in rows.items()]).sum(0)
         kept = torch.ones(3, dtype=torch.bool) if here is None else here
-        expected = falls.where(kept, 0.0)
-        torch.testing.assert_close(info.rates, expected, rtol=1e-9, atol=1e-13)
+        torch.testing.assert_close(info.rates, falls.where(kept, 0.0), rtol=1e-9, atol=1e-13)
 
     balancer = mf.Balancer(net, make(), "trunk.*", reduction=reduction)
     measured = balancer.measure(scalars(net(X), Y), **present)
@@ -217,14 +216,11 @@ def test_weights_are_in_the_order_of_the_losses(net):
     "make", [partial(mf.gradnorm, 1.5), mf.pcgrad, lambda: mf.momentum(mf.mgda(), 0.6)]
 )
 def test_resuming_is_bit_exact(make, net):
-    """From a file that `torch.load` takes with its defaults, before and after a first step."""
+    """From a file, before and after a first step."""
     whole = live(net, mf.Balancer(net, make(), "trunk.*", key=5), "dict", steps=3)
     first = mf.Balancer(net, make(), "trunk.*", key=5)
     live(net, first, "dict", steps=1)
-    file = io.BytesIO()
-    torch.save(first.state_dict(), file)
-    file.seek(0)
-    saved = torch.load(file)
+    saved = reloaded(first.state_dict())
     fresh, started = (mf.Balancer(net, make(), "trunk.*", key=9) for _ in range(2))
     live(net, started, "dict", steps=2)
     for balancer in (fresh, started):

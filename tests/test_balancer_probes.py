@@ -10,6 +10,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.probes.common import answer
 from mtlfunc.types import Probe
+from tests.support.oracles import near
 from tests.support.problems import F64, TrunkAndHeads
 
 TRUNK = "trunk.*"
@@ -64,13 +65,11 @@ def forwards(net, given, name, form):
 
 def compare(net, info, grads, expected):
     for leaf, grad in grads.items():
-        got = net.get_parameter(leaf).grad
-        if got is None:  # what only absent tasks read
-            got = torch.zeros_like(grad)
-        torch.testing.assert_close(got, grad, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(info.weights, expected.weights, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(info.gramian, expected.gramian, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(info.losses, expected.losses, rtol=1e-12, atol=0)
+        got = net.get_parameter(leaf).grad  # None where only absent tasks read it
+        near(torch.zeros_like(grad) if got is None else got, grad, 1e-9, 1e-12)
+    near(info.weights, expected.weights, 1e-9, 1e-12)
+    near(info.gramian, expected.gramian, 1e-9, 1e-12)
+    near(info.losses, expected.losses, 1e-12)
 
 
 FULL, MASKS = [True] * 3, ([True] * 3, [True, False, True], [False, True, True])
@@ -102,7 +101,7 @@ def test_every_probe_as_in_the_pure_step_and_resumed_at_every_step(name, absent,
         measured = balancer.measure(losses, **more)
         info = balancer.backward(losses, **more)
         compare(net, info, grads, expected)
-        torch.testing.assert_close(measured.weights, info.weights, rtol=1e-12, atol=0)
+        near(measured.weights, info.weights, 1e-12)
         kept = balancer.state_dict()
 
 
@@ -119,8 +118,8 @@ def test_a_probe_of_ones_own_measures_the_tasks_with_labels(net):
     own = Probe(init, update, measures=frozenset({"gramian"}))
     found = mf.Balancer(net, mf.mgda(), own).measure(losses, present=present)
     expected = mf.Balancer(net, mf.mgda(), TRUNK).measure(losses, present=present)
-    torch.testing.assert_close(found.weights, expected.weights)
-    torch.testing.assert_close(found.gramian, expected.gramian)
+    near(found.weights, expected.weights)
+    near(found.gramian, expected.gramian)
 
 
 def test_what_a_balancer_cannot_use_is_refused_when_it_is_made(net):
@@ -198,8 +197,8 @@ def test_losses_in_a_dict_are_paired_by_name_from_the_first_two_batches_on(net):
 
     info, grads = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (2, 0, 1))
     expected = named(mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK)), (0, 1, 2))
-    torch.testing.assert_close(info.gramian, expected[0].gramian, rtol=1e-10, atol=0)
-    torch.testing.assert_close(grads, expected[1], rtol=1e-10, atol=1e-14)
+    near(info.gramian, expected[0].gramian, 1e-10)
+    near(grads, expected[1], 1e-10, 1e-14)
     balancer = mf.Balancer(net, mf.modo(), mf.double_sampling(TRUNK))
     with pytest.raises(ValueError, match=r"losses: no loss .* for 2, which the first batch saw"):
         named(balancer, (0, 1))
@@ -224,9 +223,7 @@ def test_batches_of_one_forward_are_as_those_of_several(form, net):
         both = net(torch.cat([x, other]))
         return [out[: len(x)] for out in both], [out[len(x) :] for out in both]
 
-    torch.testing.assert_close(
-        step(split, target), step(lambda: (net(x), net(other)), target), rtol=1e-9, atol=1e-12
-    )
+    near(step(split, target), step(lambda: (net(x), net(other)), target), 1e-9, 1e-12)
 
 
 def test_a_hook_that_removes_itself_is_called_once(net):

@@ -1,8 +1,9 @@
 """Captured steps, by a recorder that runs again: what is copied, kept and refused."""
 
-import io
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 import mtlfunc as mf
 from mtlfunc.training import _recorder
 from mtlfunc.types import BalanceState, TrainState
+from tests.support.loops import reloaded, trained
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, TASKS, named, nets, opaque
 from tests.support.recorders import Rerun, Watched, captured_lanes, captured_run
 from tests.support.registry import RULES
@@ -45,15 +48,12 @@ def decay() -> mf.Step:
     """x halves at every step, towards the batch; its losses read both."""
 
     def update(state, batch):
-        x = state.params["x"]
-        moved = {"x": (x + batch) / 2}
-        nothing = torch.zeros(0)
+        x, nothing = state.params["x"], torch.zeros(0)
         info = mf.Info((x - batch).abs(), nothing, nothing, nothing, (), {})
-        return TrainState(moved, state.balance, state.optimizer), info
+        return state._replace(params={"x": (x + batch) / 2}), info
 
-    return mf.Step(
-        lambda params, batch, key=0: TrainState(params, BalanceState((), (), ()), ()), update
-    )
+    empty = BalanceState((), (), ())
+    return mf.Step(lambda params, batch, key=0: TrainState(params, empty, ()), update)
 
 
 X = torch.tensor([8.0, 16.0])
@@ -63,10 +63,7 @@ ZERO = torch.zeros(2)
 def started(step=None):
     """A captured step, and a state that a replay returned."""
     captured = mf.capture(step or decay())
-    state = captured.init({"x": X}, ZERO)
-    for _ in range(2):
-        state, _ = captured.update(state, ZERO)
-    return captured, state
+    return captured, trained(captured, [ZERO] * 2, {"x": X})
 
 
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
@@ -154,13 +151,8 @@ def test_a_state_serves_again_and_older_ones_stay(made):
 def test_a_saved_state_goes_on(made, name):
     step = step_of(name)
     captured = mf.capture(step)
-    state = captured.init(PARAMS, BATCH)
-    for batch in BATCHES:
-        state, _ = captured.update(state, batch)
-    file = io.BytesIO()
-    torch.save(tree_leaves(state), file)
-    file.seek(0)
-    saved = iter(torch.load(file))
+    state = trained(captured, BATCHES)
+    saved = iter(reloaded(tree_leaves(state)))
     loaded = tree_map(lambda _: next(saved), state)
     after = captured.update(state, BATCH)
     for start in (state, tree_map(torch.clone, state), loaded):
@@ -270,9 +262,8 @@ def test_an_error_in_a_replay_leaves_the_states(made):
 def test_each_kind_has_a_recording_and_the_oldest_is_freed(made):
     captured = mf.capture(step_of("mean"), graphs=2)
     state = captured.init(PARAMS, BATCH)
-    sizes = (8, 4, 8, 2, 8, 4)
     plain = state
-    for size in sizes:
+    for size in (8, 4, 8, 2, 8, 4):
         batch = tuple(x[:size] for x in BATCH)
         state, _ = captured.update(state, batch)
         plain, _ = step_of("mean").update(plain, batch)
@@ -297,11 +288,8 @@ def test_bools_and_strings_of_a_batch_are_kinds(made):
         return x.abs() if batch["how"] == "abs" else x.square() * (2 if batch["twice"] else 1)
 
     step = mf.descend(losses, mf.mean(), mf.losses_only(), mf.sgd(0.1))
-    batches = [
-        {"to": ZERO, "how": how, "twice": twice}
-        for how in ("abs", "square")
-        for twice in (True, False)
-    ]
+    kinds = product(("abs", "square"), (True, False))
+    batches = [{"to": ZERO, "how": how, "twice": twice} for how, twice in kinds]
     assert_same_run(step, batches, step.init({"x": X}, batches[0]), steps=9)
     assert len(made) == 4
 
@@ -336,8 +324,7 @@ def test_under_no_grad_and_inference_mode(made, mode):
         with mode() if k % 3 else torch.enable_grad():
             replayed, seen = captured.update(replayed, BATCHES[k % 3])
         # inference mode has other kernels on some processors, which round in another order
-        torch.testing.assert_close(replayed, plain, rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(tuple(seen), tuple(info), rtol=1e-12, atol=1e-14)
+        near((replayed, tuple(seen)), (plain, tuple(info)), 1e-12, 1e-14)
 
 
 BAD = {
@@ -406,9 +393,7 @@ def test_what_a_step_takes_from_elsewhere_stays_alive(made, monkeypatch):
         return step.update(state, sparse @ batch * 3 * scale.detach() + view.square())
 
     captured = mf.capture(step._replace(update=update))
-    state = captured.init({"x": X}, ZERO)
-    for _ in range(4):
-        state, _ = captured.update(state, ZERO)
+    trained(captured, [ZERO] * 4, {"x": X})
     held = [*made[-1].reads.values()]
     dense = {x.untyped_storage().data_ptr() for x in held if not x.is_sparse}
     assert dense >= {x.untyped_storage().data_ptr() for x in (scale, view)}
@@ -472,29 +457,20 @@ def test_two_threads_take_turns(made):
         return step.update(state, batch)
 
     captured = mf.capture(step._replace(update=update))
-    found = {}
 
     def run(scale):
-        state = captured.init({"x": scale * X}, ZERO)
-        for _ in range(3):
-            state, _ = captured.update(state, ZERO)
-        found[scale] = state.params["x"]
+        return trained(captured, [ZERO] * 3, {"x": scale * X}).params["x"]
 
-    threads = [threading.Thread(target=run, args=(scale,)) for scale in (1, 3)]
-    for thread in threads:
-        thread.start()
-    assert entered.wait(20)
-    go.set()
-    for thread in threads:
-        thread.join()
-    assert equal((found[1], found[3]), (X / 8, 3 * X / 8))
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(run, scale) for scale in (1, 3)]
+        assert entered.wait(20)
+        go.set()
+    assert equal([x.result() for x in found], [X / 8, 3 * X / 8])
 
 
 def test_too_little_memory_says_what_to_do(made, monkeypatch):
     step = decay()
-    captured, state = started(
-        step._replace(update=lambda s, b: step.update(s, b if b.ndim == 1 else b[0]))
-    )
+    captured, state = started(step._replace(update=lambda s, b: step.update(s, b.flatten())))
 
     def record(self, run):
         raise torch.OutOfMemoryError("tried to allocate 20 GiB")

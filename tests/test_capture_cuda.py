@@ -7,6 +7,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
+from tests.support.loops import trained
 from tests.support.oracles import same
 from tests.support.problems import BATCH, PARAMS, named, net, nets, opaque
 from tests.support.recorders import captured_lanes, captured_run
@@ -89,10 +90,7 @@ def test_dropout_draws_what_it_draws_without_on_cuda():
 def test_a_replay_takes_no_new_memory_on_cuda():
     step, batch = step_of("mgda"), cuda(BATCH)
     captured = mf.capture(step)
-    state = captured.init(cuda(PARAMS), batch)
-    state, info = captured.update(state, batch)
-    for _ in range(3):
-        state, info = captured.update(state, batch)
+    state, info = captured.update(trained(captured, [batch] * 3, cuda(PARAMS)), batch)
     before = torch.cuda.memory_allocated()
     for _ in range(20):
         state, info = captured.update(state, batch)
@@ -110,10 +108,7 @@ def test_a_recording_that_is_pushed_out_gives_its_memory_back_on_cuda():
     captured, reserved = mf.capture(step, graphs=2), []
     for size in range(1, 8):
         batch = torch.ones(2, size, device="cuda")
-        state = step.init({"x": weight}, batch)
-        for _ in range(3):
-            state, _ = captured.update(state, batch)
-        del state
+        trained(captured, [batch] * 3, {"x": weight})
         gc.collect()
         torch.cuda.empty_cache()
         reserved.append(torch.cuda.memory_reserved())
@@ -162,8 +157,7 @@ def test_what_cannot_be_captured_is_named_and_leaves_the_device_whole_cuda(name,
 def test_inside_another_graph_it_is_the_step_on_cuda():
     step, batch = step_of("mean"), cuda(BATCH)
     captured = mf.capture(step)
-    state = captured.init(cuda(PARAMS), batch)
-    state, _ = captured.update(state, batch)
+    state = trained(captured, [batch], cuda(PARAMS))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
         found = captured.update(state, batch)

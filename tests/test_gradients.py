@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.utils import parametrizations, parametrize
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 import mtlfunc as mf
 from mtlfunc.core import tree
@@ -16,13 +16,14 @@ from mtlfunc.core.transforms import lanes
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
 from tests.support.memory import Largest
-from tests.support.oracles import literal, rows_of
+from tests.support.oracles import literal, rows_of, same
 from tests.support.problems import (
     BATCH,
     FORMS,
     PARAMS,
     TASKS,
     TRUNK,
+    below,
     flatten,
     literal_rows,
     net,
@@ -241,18 +242,15 @@ def test_weights_that_torch_keeps_for_other_parameters_are_refused(call):
         CALLS["task_gramian"](vector)
 
 
-def _step(probe):
-    def call(losses_fn):
-        step = mf.balance(losses_fn, mf.mean(), probe())
-        return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[0]
-
-    return call
+def _step(probe, losses_fn):
+    step = mf.balance(losses_fn, mf.mean(), probe)
+    return step.update(PARAMS, BATCH, step.init(PARAMS, BATCH))[0]
 
 
 PROBES = {
-    "losses_only": _step(mf.losses_only),
-    "jacobian": _step(partial(mf.jacobian, "trunk.*")),
-    "jacobian, layerwise": _step(partial(mf.jacobian, "trunk.*", engine="layerwise")),
+    "losses_only": partial(_step, mf.losses_only()),
+    "jacobian": partial(_step, mf.jacobian("trunk.*")),
+    "jacobian, layerwise": partial(_step, mf.jacobian("trunk.*", engine="layerwise")),
 }
 
 
@@ -262,8 +260,7 @@ def test_inference_mode_changes_nothing(name):
     expected = call(_losses_of(name))
     with torch.inference_mode():
         got = call(_losses_of(name))
-    for a, b in zip(tree_leaves(got), tree_leaves(expected), strict=True):
-        close(a, b)
+    same(got, expected, 1e-12, 1e-14)
 
 
 class OldStyle(torch.autograd.Function):
@@ -333,16 +330,11 @@ def test_packed_sequences():
 
 
 UNBATCHED = {
-    "nn.RNN": lambda m, p, x: functional_call(m[0], _of(p, 0), (x,))[0].mean((0, 1)),
-    "nn.GRU": lambda m, p, x: functional_call(m[1], _of(p, 1), (x,))[0].mean((0, 1)),
-    "a branch": lambda m, p, x: _of(p, 2)["weight"].sum(0) * (2 if x.sum() > 0 else x.mean()),
-    "item": lambda m, p, x: _of(p, 2)["weight"].sum(0) * x.mean().item(),
+    "nn.RNN": lambda m, p, x: functional_call(m[0], below(p, "0."), (x,))[0].mean((0, 1)),
+    "nn.GRU": lambda m, p, x: functional_call(m[1], below(p, "1."), (x,))[0].mean((0, 1)),
+    "a branch": lambda m, p, x: p["2.weight"].sum(0) * (2 if x.sum() > 0 else x.mean()),
+    "item": lambda m, p, x: p["2.weight"].sum(0) * x.mean().item(),
 }
-
-
-def _of(params, index):
-    prefix = f"{index}."
-    return {name[2:]: leaf for name, leaf in params.items() if name.startswith(prefix)}
 
 
 @pytest.mark.parametrize("name", UNBATCHED)
@@ -359,14 +351,11 @@ def test_sample_gradients_of_what_vmap_cannot_batch(name):
     got = mf.sample_gradients(losses, params, x, samples_at_once=1)
     for sample in range(2):
         alone = mf.task_gradients(losses, params, x[sample : sample + 1])
-        for a, b in zip(tree_leaves(got), tree_leaves(alone), strict=True):
-            close(a[sample], b)
+        same(tree_map(lambda x, at=sample: x[at], got), alone, 1e-12, 1e-14)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
-@pytest.mark.parametrize(
-    "norm", [torch.nn.LayerNorm(5), torch.nn.BatchNorm1d(5, track_running_stats=False)]
-)
+@pytest.mark.parametrize("norm", [nn.LayerNorm(5), nn.BatchNorm1d(5, track_running_stats=False)])
 def test_losses_fn_runs_once_where_a_closure_requires_grad(norm, where):
     module = torch.nn.Sequential(torch.nn.Linear(4, 5), norm, torch.nn.Linear(5, 3)).double()
     scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
@@ -433,9 +422,6 @@ def test_a_step_makes_no_rows_of_a_leaf_that_no_loss_reads(given, engine):
     torch.testing.assert_close(*found)
 
 
-F64 = torch.float64
-
-
 def gramian_of(losses, params, x, shared):
     return mf.task_gramian(losses, params, x, shared=shared)[1]
 
@@ -463,8 +449,7 @@ class Tied(nn.Module):
 
 def made(first, whole=False) -> Any:
     torch.manual_seed(0)
-    net = Tied(first, whole)
-    x = torch.randn(5, 4, dtype=F64)
+    net, x = Tied(first, whole), torch.randn(5, 4, dtype=torch.float64)
     return net, lambda params, x: functional_call(net, params, (x,)).square().mean(0), x
 
 

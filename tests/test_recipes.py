@@ -12,6 +12,7 @@ import mtlfunc as mf
 from tests.support import ROOT
 from tests.support.every import every
 from tests.support.oracles import rows_by_name
+from tests.support.problems import below
 
 PAGE = (ROOT / "docs/how-to/recipes.md").read_text()
 
@@ -40,8 +41,7 @@ def test_features():
     net, x, y = found["net"], found["x"], found["y"]
 
     def encode(params, batch):
-        own = {n.removeprefix("trunk."): p for n, p in params.items() if n.startswith("trunk.")}
-        return functional_call(net["trunk"], own, (x,))
+        return functional_call(net["trunk"], below(params, "trunk."), (x,))
 
     def decode(params, z, batch):
         heads = [

@@ -28,6 +28,7 @@ from mtlfunc.types import Params
 from tests.support import ROOT, visits
 from tests.support.every import few
 from tests.support.oracles import rows_of
+from tests.support.problems import below
 
 
 def resnet_forward(tasks, images, pixels):
@@ -297,12 +298,8 @@ def rectified(width):
 def test_weightings_have_one_pass_where_that_pays(make, tasks, combined, together):
     net, x = make()
 
-    def losses(params, x):
-        return functional_call(net, params, (x,))
-
-    told = mf.explain_gramian(
-        losses, mf.parameters(net), x, weightings=torch.randn(tasks, len(x)), combined=combined
-    )
+    losses, A = partial(functional_call, net), torch.randn(tasks, len(x))
+    told = mf.explain_gramian(losses, mf.parameters(net), x, weightings=A, combined=combined)
     assert told.passes.startswith("1 backward pass(es) for all tasks" if together else "one back")
 
 
@@ -318,10 +315,7 @@ def test_layer_products_are_taken_where_they_repay_a_look(width, tasks, count, p
     layers = [nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU()]
     net = nn.Sequential(*layers, nn.Linear(width, tasks))
 
-    def losses(params, x):
-        return functional_call(net, params, x).square().mean(0)
-
-    told = mf.explain_gramian(losses, mf.parameters(net), torch.randn(count, 64))
+    told = mf.explain_gramian(squares(net), mf.parameters(net), torch.randn(count, 64))
     assert any(layer.form != "rows" for layer in told.layers) == products
     assert ("too little" in told.passes) == (not products)
 
@@ -363,11 +357,8 @@ def test_stacked_losses_of_dense_heads_pass_through_their_own(tasks, width):
 
     def separate(params, x):
         z = F.linear(x, params["trunk.weight"], params["trunk.bias"]).relu()
-        every = {name.removeprefix("heads."): x for name, x in params.items() if "heads" in name}
         return [
-            functional_call(
-                head, {k[2:]: x for k, x in every.items() if k[0] == str(i)}, z
-            ).square().mean()
+            functional_call(head, below(params, f"heads.{i}."), z).square().mean()
             for i, head in enumerate(heads)
         ]  # fmt: skip
 
@@ -436,10 +427,7 @@ def test_budgets_of_a_gramian_of_samples(tasks, most):
     """Of 128 samples, or of weightings of them: in operations, the passes' own among them."""
     net, x = Squares(dense(64, 512, 512, 512, 8)), torch.randn(128, 64)
     matrix, params = torch.randn(tasks, len(x)), mf.parameters(net)
-
-    def losses_fn(params, x):
-        return functional_call(net, params, (x,))
-
+    losses_fn = partial(functional_call, net)
     with Counted() as counted:
         if tasks:
             mf.task_gramian(losses_fn, params, x, weightings=matrix)

@@ -1,7 +1,6 @@
 """Every rule of the table under the invariances that it promises."""
 
 import inspect
-import io
 from functools import partial
 from itertools import product
 
@@ -16,6 +15,7 @@ from mtlfunc.solvers.problems import resolution
 from mtlfunc.types import Geometry
 from tests.support.every import every, in_turn
 from tests.support.families import FAMILIES, REGULAR, gramian, jacobian
+from tests.support.loops import reloaded
 from tests.support.oracles import EPS, near, same
 from tests.support.registry import RULES
 from tests.support.rules import F64, geometry, losses_of, trajectory, with_absent
@@ -123,10 +123,7 @@ def test_rule_state_saved_and_loaded_resumes(rule):
     whole, _ = trajectory(made, G, steps=5, key=11)
     begun, state = trajectory(made, G, steps=2, key=11)
     assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in tree_leaves(state))
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
+    loaded = reloaded(state)
     assert type(loaded) is type(state)
     resumed, _ = trajectory(inspect.unwrap(RULES[rule].make)(), G, steps=3, start=2, state=loaded)
     assert torch.equal(torch.cat([begun, resumed]), whole)

@@ -1,5 +1,7 @@
 """What every rule from the losses alone promises, its bad input, and edits of coordinates."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch.func import grad, jvp, vmap
@@ -8,15 +10,14 @@ from torch.utils._pytree import tree_leaves
 import mtlfunc as mf
 from mtlfunc.core.checks import init_rule
 from tests.support.losses import F64, RULES, SERIES, geometry, weights_of
+from tests.support.networks import gradient_rows
 from tests.support.oracles import near
 from tests.support.problems import (
     BATCH,
     PARAMS,
     SHARED,
-    TASKS,
     TRUNK,
     flatten,
-    literal_rows,
     nets,
     opaque,
     scalars,
@@ -124,9 +125,8 @@ def test_a_task_that_comes_late_learns_as_if_alone(dtype):
 
 def test_grids_of_hyper_parameters_are_one_vmap():
     grid = torch.tensor([0.05, 0.5], dtype=F64)
-    famo = lambda lr: mf.famo(lr, full_batch=True)  # noqa: E731
-    decays = lambda d: mf.famo(decay=d, full_batch=True)  # noqa: E731
-    dwa = lambda tau: mf.dwa(2, tau)  # noqa: E731
+    famo = partial(mf.famo, full_batch=True)
+    dwa, decays = partial(mf.dwa, 2), lambda decay: famo(decay=decay)
     for make in (mf.uw, mf.imtl_l, dwa, mf.stch, mf.cosmos, mf.pbi, famo, decays):
         together = vmap(lambda value, make=make: weights_of(make(value), SERIES)[0])(grid)
         for i, value in enumerate(grid):
@@ -230,13 +230,9 @@ def test_masks_in_a_step_edit_the_shared_rows_and_vmap():
         return step.update(params, BATCH, step.init(params, BATCH, key=seed))
 
     grads, _, info = once(PARAMS, 3)
-    _, J = literal_rows(PARAMS, BATCH, TRUNK)
     key = mf.random.fold_in(mf.random.draw(step.init(PARAMS, BATCH, key=3).probe)[0], 1)
-    split = {
-        name: part.reshape(TASKS, *PARAMS[name].shape)
-        for name, part in zip(TRUNK, J.split([PARAMS[n].numel() for n in TRUNK], 1), strict=True)
-    }
-    edited = torch.cat([leaf.flatten(1) for leaf in mask(key, split).values()], 1)
+    rows = gradient_rows(scalars, PARAMS, BATCH, TRUNK)
+    edited = torch.cat([leaf.flatten(1) for leaf in mask(key, rows).values()], 1)
     near(flatten(grads, TRUNK), edited.mean(0), 1e-10, 1e-13)
     near(info.gramian, edited @ edited.mT, 1e-10, 1e-13)
     together, _, _ = vmap(once)(mf.stack(nets), torch.arange(len(nets)))

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import mtlfunc as mf
 from tests.support.every import every, in_turn
-from tests.support.loops import trained
+from tests.support.loops import reloaded, trained
 from tests.support.oracles import check_slope, near, rows_of, same
 from tests.support.problems import (
     BATCH,
@@ -176,14 +176,13 @@ def test_update_runs_one_forward_and_init_at_most_two():
 
 # State
 @pytest.mark.parametrize("name", [*METHODS, *STATEFUL])
-def test_state_resumes_to_the_same_trajectory(name, tmp_path):
+def test_state_resumes_to_the_same_trajectory(name):
     (rule, probe, batch), optimizer = parts(name), mf.adam(0.02)
     step = mf.descend(opaque, rule, probe, optimizer)
     before = tree_map(torch.clone, (PARAMS, batch, torch.get_rng_state()))
     state = trained(step, [batch] * 2, key=11)
     assert all(isinstance(x, torch.Tensor) and x.is_contiguous() for x in tree_leaves(state))
-    torch.save(state, tmp_path / "state.pt")
-    loaded = torch.load(tmp_path / "state.pt")
+    loaded = reloaded(state)
     again = mf.descend(opaque, *parts(name)[:2], optimizer)
     for _ in range(2):
         state, _ = step.update(state, batch)
@@ -195,8 +194,7 @@ def test_state_resumes_to_the_same_trajectory(name, tmp_path):
 def test_keys_decide_what_random_rules_do():
     masks = [flatten(run("mean, masked", PARAMS, k, 0.02, 1)[0].params) for k in range(3)]
     assert not torch.equal(masks[0], masks[1])
-    state = step_of("mean, masked").init(PARAMS, BATCH, key=1)
-    assert int(state.balance.probe.drawn) == 0
+    assert int(step_of("mean, masked").init(PARAMS, BATCH, key=1).balance.probe.drawn) == 0
 
 
 # aux, batch norm
@@ -277,5 +275,4 @@ def test_a_group_norm_whose_channels_come_last_is_vmapped(probe, lanes: int) -> 
     found = vmap(lambda params, x: step.update(params, x, step.init(params, x))[0])(params, x)
     for i in range(lanes):
         one, mine = ({name: leaf[i] for name, leaf in tree.items()} for tree in (params, found))
-        expected = grad(lambda params, x: losses(params, x).mean())(one, x[i])
-        near(mine, expected, 1e-12, 1e-14)
+        near(mine, grad(lambda params, x: losses(params, x).mean())(one, x[i]), 1e-12, 1e-14)

@@ -14,6 +14,7 @@ from common.grouping import data, forecasts, judge, truth
 from common.grouping.affinity import affinity, groups
 from common.problems.digits import digits
 from tests.support.networks import gradient_rows, network
+from tests.support.oracles import near
 
 
 def literal_affinity(losses, params, batch, lr, names):
@@ -32,10 +33,10 @@ def test_affinity_equals_loop():
     trunk = [name for name in params if name.startswith("trunk")]
     found = affinity(losses, params, batch, lr=0.1, shared="trunk.*")
     known = literal_affinity(losses, params, batch, 0.1, trunk)
-    torch.testing.assert_close(found, known, rtol=1e-9, atol=1e-12)
+    near(found, known, 1e-9, 1e-12)
     everything = affinity(losses, params, batch, lr=0.1)
     known = literal_affinity(losses, params, batch, 0.1, list(params))
-    torch.testing.assert_close(everything, known, rtol=1e-9, atol=1e-12)
+    near(everything, known, 1e-9, 1e-12)
     assert float((found - everything).abs().max()) > 1e-3  # the heads stayed
 
 
@@ -130,9 +131,7 @@ def test_a_group_is_a_plain_loop_of_torch(group):
         if step + 1 in (20, 25):
             look()
     expected = [test.get(task, math.nan) for task in range(6)]
-    torch.testing.assert_close(
-        found[at, number], torch.tensor(expected), rtol=1e-3, atol=1e-4, equal_nan=True
-    )
+    near(found[at, number], torch.tensor(expected), 1e-3, 1e-4, equal_nan=True)
 
 
 def test_affinities_are_their_formulas():
@@ -148,19 +147,19 @@ def test_affinities_are_their_formulas():
 
     rows, values = gradients(batch), truth.losses(params, batch)
     gramian = rows @ rows.mT
-    torch.testing.assert_close(forecasts.etap(params, batch), gramian / values)
+    near(forecasts.etap(params, batch), gramian / values)
     cosines = F.normalize(rows, dim=1) @ F.normalize(rows, dim=1).mT
-    torch.testing.assert_close(forecasts.cosine(params, batch), cosines)
+    near(forecasts.cosine(params, batch), cosines)
     # TAG's for a short step is ETAP's times the step
     wide = lambda p, b: truth.losses(p, b).double()  # noqa: E731
     short = affinity(wide, params, batch, lr=1e-3, shared="trunk.*")
-    torch.testing.assert_close(short.float() / 1e-3, gramian / values, rtol=0.02, atol=2e-3)
+    near(short.float() / 1e-3, gramian / values, 0.02, 2e-3)
     # products of different samples, by a loop over pairs
     parts = (data.Part(x[None], y[None]) for x, y in zip(*batch, strict=True))
     each = torch.stack([gradients(part) for part in parts])
     total, alone, count = each.sum(0), torch.einsum("std,sud->tu", each, each), len(each)
     expected = (total @ total.mT - alone) / (count * (count - 1))
-    torch.testing.assert_close(forecasts.products(params, batch), expected, rtol=1e-3, atol=1e-5)
+    near(forecasts.products(params, batch), expected, 1e-3, 1e-5)
 
 
 def test_partitions_and_regret_by_brute_force():

@@ -7,6 +7,7 @@ import torch
 import mtlfunc as mf
 from paper_repro.pcgrad import common, events, landscape, problems, training
 from tests.support.loops import trained
+from tests.support.oracles import near
 
 
 def test_landscape_is_the_papers():
@@ -24,15 +25,15 @@ def test_arms_are_what_they_are_called():
     ones = torch.ones(2, dtype=torch.float64)
     weights = {name: mf.weights(arm, gramian, losses=ones) for name, arm in arms.items()}
     length = {name: float(w @ gramian @ w) for name, w in weights.items()}
-    torch.testing.assert_close(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
-    torch.testing.assert_close(weights["PCGrad"], mf.weights(mf.pcgrad(), gramian))
+    near(weights["sum"], torch.full((2,), 0.5, dtype=torch.float64))
+    near(weights["PCGrad"], mf.weights(mf.pcgrad(), gramian))
     assert length["direction only"] == pytest.approx(length["sum"])
     assert length["magnitude only"] == pytest.approx(length["PCGrad"])
     for part, whole in (("direction only", "PCGrad"), ("magnitude only", "sum")):
         ratio = weights[part] / weights[whole]
         assert float(ratio[0]) == pytest.approx(float(ratio[1]))
     # a fresh one
-    torch.testing.assert_close(weights["GradNorm"], torch.full((2,), 0.5, dtype=torch.float64))
+    near(weights["GradNorm"], torch.full((2,), 0.5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(
@@ -48,16 +49,14 @@ def test_lanes_are_the_methods_they_stand_for(arm, rule, sgd):
     alone = mf.descend(landscape.losses, rule, mf.jacobian(), own, reduction="sum")
     lane = landscape.step_of(torch.tensor(common.ARMS.index(arm)), torch.tensor(sgd), lr)
     ends = [trained(step, [None] * 3, start).params for step in (alone, lane)]
-    torch.testing.assert_close(*ends, rtol=1e-12, atol=0)
+    near(*ends, rtol=1e-12)
 
 
 def test_maze_values_are_the_fixed_point():
     params = problems.maze_start(torch.tensor(0))
     batch = problems.maze_batch(torch.tensor(0), torch.tensor(0))
     transition, goals = batch
-    torch.testing.assert_close(
-        transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64)
-    )
+    near(transition.sum(-1), torch.ones(transition.shape[:2], dtype=torch.float64))
     values = -problems.maze(params, batch)
     assert ((values > 0) & (values < 1)).all()
     assert values[0] > values[1]  # the near goal
@@ -67,7 +66,7 @@ def test_maze_values_are_the_fixed_point():
     for _ in range(400):
         value = goals + (1 - goals) * problems.DISCOUNT * (value @ transition.mean(0).T)
     begin = problems.BEGIN[0] * problems.SIDE + problems.BEGIN[1]
-    torch.testing.assert_close(-problems.maze(even, batch), value[:, begin], rtol=1e-9, atol=1e-12)
+    near(-problems.maze(even, batch), value[:, begin], 1e-9, 1e-12)
 
 
 def test_exponential_fit_and_change_points():

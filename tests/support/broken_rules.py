@@ -231,8 +231,7 @@ def breaks_at_update(number):
 
 def nan_if_absent():
     def update(geometry, state):
-        w = by_norm(geometry.gramian)
-        return torch.where(geometry.present.all(), w, torch.nan), state
+        return torch.where(geometry.present.all(), by_norm(geometry.gramian), torch.nan), state
 
     return mf.Rule(lambda losses, key: (), update)
 

@@ -1,5 +1,6 @@
 """Many steps in a row."""
 
+import io
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -22,6 +23,14 @@ def rollout(
         state, info = step.update(state, batch)
         kept.append(record(state, info))
     return state, tree_map(lambda *each: torch.stack(each), *kept)
+
+
+def reloaded(state: Any) -> Any:
+    """From a file that `torch.load` takes with its defaults."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
 
 
 def trained(step: mf.Step, batches: Sequence[Any], params: Any = PARAMS, **options: Any) -> Any:

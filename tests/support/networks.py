@@ -8,8 +8,6 @@ from torch import nn
 import mtlfunc as mf
 from tests.support.oracles import rows_by_name
 
-F64 = torch.float64
-
 
 def perceptron(*widths, activation: type[nn.Module] = nn.Tanh, **more) -> nn.Sequential:
     """Linear layers of these widths, in float64 and always the same."""
@@ -23,27 +21,19 @@ def network(seed=0, tasks=3):
     """A trunk of two layers and a head a task, in float64, with a batch."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        net = torch.nn.ModuleDict(
-            {
-                "trunk": torch.nn.Sequential(
-                    torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
-                ),
-                "heads": torch.nn.ModuleList([torch.nn.Linear(3, 1) for _ in range(tasks)]),
-            }
-        ).double()
+        trunk = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+        heads = nn.ModuleList(nn.Linear(3, 1) for _ in range(tasks))
+        net = nn.ModuleDict({"trunk": trunk, "heads": heads}).double()
         x, y = torch.randn(6, 4).double(), torch.randn(6, tasks).double()
 
     def forward(params, batch):
         x, y = batch
-        h = (
-            torch.tanh(x @ params["trunk.0.weight"].mT + params["trunk.0.bias"])
-            @ params["trunk.2.weight"].mT
-            + params["trunk.2.bias"]
-        )
-        out = torch.cat(
-            [h @ params[f"heads.{t}.weight"].mT + params[f"heads.{t}.bias"] for t in range(tasks)],
-            1,
-        )
+
+        def layer(name, h):
+            return h @ params[f"{name}.weight"].mT + params[f"{name}.bias"]
+
+        h = layer("trunk.2", torch.tanh(layer("trunk.0", x)))
+        out = torch.cat([layer(f"heads.{t}", h) for t in range(tasks)], 1)
         return (out - y).square().mean(0)
 
     return forward, mf.parameters(net), (x, y)

@@ -64,24 +64,20 @@ def opaque(params: Params, batch: Any) -> Tensor:
 FORMS = {"vector": vector, "opaque": opaque, "tuple": scalars, "dict": named}
 
 
+def below(params: Params, prefix: str) -> Params:
+    """The leaves of a part, by their names in it."""
+    return {k.removeprefix(prefix): x for k, x in params.items() if k.startswith(prefix)}
+
+
 def encode(params: Params, batch: Any) -> Tensor:
-    trunk = {
-        name.removeprefix("trunk."): leaf
-        for name, leaf in params.items()
-        if name.startswith("trunk.")
-    }
-    return functional_call(net.trunk, trunk, (batch[0],))
+    return functional_call(net.trunk, below(params, "trunk."), (batch[0],))
 
 
 def decode(params: Params, z: Tensor, batch: Any) -> Tensor:
     losses = []
     for task, head in enumerate(net.heads):
-        leaves = {
-            name.removeprefix(f"heads.{task}."): leaf
-            for name, leaf in params.items()
-            if name.startswith(f"heads.{task}.")
-        }
-        losses.append((functional_call(head, leaves, (z,)) - batch[1][:, task]).square().mean())
+        out = functional_call(head, below(params, f"heads.{task}."), (z,))
+        losses.append((out - batch[1][:, task]).square().mean())
     return torch.stack(losses)
 
 

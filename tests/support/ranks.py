@@ -29,6 +29,7 @@ from mtlfunc.processes import ALONE, Shares
 from mtlfunc.processes.union import union_of
 from mtlfunc.types import Metric
 from tests.support import ROOT
+from tests.support.oracles import near
 from tests.support.problems import BATCH, PARAMS, TASKS, TrunkAndHeads, encode
 
 TRUNK = "trunk.*"
@@ -87,9 +88,7 @@ def same(found: list[Any], wanted: list[Any], dtype: torch.dtype, what: str = ""
     tolerance = 1e-12 if dtype == torch.float64 else 1e-5
     for i, (one, other) in enumerate(zip(found, wanted, strict=True)):
         scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
-        torch.testing.assert_close(
-            one, other, rtol=0, atol=tolerance * scale, msg=lambda text, i=i: f"{what} {i}: {text}"
-        )
+        near(one, other, 0, tolerance * scale, msg=lambda text, i=i: f"{what} {i}: {text}")
 
 
 def bits(found: list[Any]) -> None:
@@ -419,7 +418,7 @@ def weightings(rank: int, size: int) -> None:
                     given = {"weightings": batches[0]["A"], "present": [1, step != 1, 2]}
                 weights, info = balancer.weigh(out, **given)
                 factor = 1 if group == alone() else size  # DDP's mean of what is a sum
-                torch.testing.assert_close(weights, factor * info.weights)
+                near(weights, factor * info.weights)
                 info = balancer.backward(out, **given)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -437,8 +436,7 @@ def several_batches(rank: int, size: int) -> None:
 
         def steps(group: Any, batch: Any, options: Any = options) -> list[Any]:
             probe = mf.double_sampling(TRUNK, group=group, **options)
-            step = mf.descend(losses_of, mf.modo(0.5), probe, mf.sgd(0.1))
-            return run(step, PARAMS, [batch] * 3)
+            return run(mf.descend(losses_of, mf.modo(0.5), probe, mf.sgd(0.1)), PARAMS, [batch] * 3)
 
         wanted = steps(alone(), tuple(batches[:count]))
         found = steps(world(), tuple(part(one, rank, size) for one in batches[:count]))
@@ -582,9 +580,9 @@ def metric(rank: int, size: int) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        torch.testing.assert_close(found.gramian, known.gramian, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found.rates, known.rates, rtol=1e-8, atol=1e-12)
-        torch.testing.assert_close(found.weights, known.weights, rtol=1e-6, atol=1e-8)
+        near(found.gramian, known.gramian, 1e-9, 1e-12)
+        near(found.rates, known.rates, 1e-8, 1e-12)
+        near(found.weights, known.weights, 1e-6, 1e-8)
 
 
 def orders(rank: int, size: int) -> None:

@@ -69,8 +69,7 @@ class Made:
 
     def question(self, name: str, claim: str, *body: str) -> ModuleType:
         lines = "\n".join(f"    {line}" for line in body)
-        text = QUESTION.format(name=name, claim=claim, body=lines)
-        (self.folder / f"{name}.py").write_text(text)
+        (self.folder / f"{name}.py").write_text(QUESTION.format(name=name, claim=claim, body=lines))
         invalidate_caches()
         sys.modules.pop(name, None)
         return import_module(name)
