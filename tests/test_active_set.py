@@ -292,8 +292,7 @@ def test_two_opposite_gradients_that_both_go_backwards(apart):
     """The answer w + u is 0 or nearly, and one u alone is as good where no more is resolved."""
     rows = torch.tensor([[1.0, 0.0], [-1.0, apart]]).double()
     problem = dual_cone(rows @ rows.T, torch.tensor([-1.0, -2.0]).double())
-    weights = two_tasks(problem, torch.finfo(torch.float64).eps)[0]
-    assert certify(problem, weights).backward <= 1e-9
+    assert certify(problem, two_tasks(problem, torch.finfo(torch.float64).eps)[0]).backward <= 1e-9
 
 
 @pytest.mark.parametrize("count", [8, 16, 32])

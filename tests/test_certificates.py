@@ -310,8 +310,7 @@ def test_certified_error_of_a_batch_and_of_nan():
         return testing.certified_error(solvers.min_norm(rows @ rows.mT), w)
 
     torch.testing.assert_close(vmap(error)(J), torch.stack([error(rows) for rows in J]))
-    problem = solvers.min_norm(J[0] @ J[0].mT)
-    assert testing.certified_error(problem, w * torch.nan) == torch.inf
+    assert testing.certified_error(solvers.min_norm(J[0] @ J[0].mT), w * torch.nan) == torch.inf
     cancels = solvers.dual_cone(torch.tensor([[4.0]]).double(), torch.tensor([-2.0]).double())
     short = testing.certified_error(cancels, torch.tensor([0.002]).double())
     torch.testing.assert_close(short.item(), 1e-3)  # of the 2 whose answer is 0

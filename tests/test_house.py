@@ -112,8 +112,7 @@ def private_names_of_torch(tree: ast.AST) -> set[str]:
 def test_private_names_of_torch_are_in_one_file():
     seen = {}
     for path in (ROOT / "mtlfunc").rglob("*.py"):
-        name = str(path.relative_to(ROOT / "mtlfunc"))
-        seen[name] = private_names_of_torch(tree_of(path))
+        seen[str(path.relative_to(ROOT / "mtlfunc"))] = private_names_of_torch(tree_of(path))
     assert {x for x in seen if seen[x]} == {"core/internals.py"}
     assert len(seen["core/internals.py"]) > 20
 
@@ -316,8 +315,7 @@ def test_docstring_is_read_by_tools(name):
     summary = text.split("\n\n")[0]
     assert summary.endswith((".", ":")), summary
     parameters = {p.name.lstrip("*") for p in function.parameters}
-    documented = {p.name.lstrip("*") for p in sections.get("parameters", ())}
-    assert documented == parameters
+    assert {p.name.lstrip("*") for p in sections.get("parameters", ())} == parameters
     assert ("returns" in sections) == (str(function.returns) != "None")
     assert "examples" in sections
     assert ">>>" in text

@@ -224,9 +224,8 @@ def test_losses_that_mix_samples_are_refused():
 def test_circular_padding_is_refused():
     """It is written into pieces of a tensor, of which the graph does not say where."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Conv1d(2, 3, 3), nn.Conv1d(3, 2, 3, padding=1, padding_mode="circular"), nn.Flatten()
-    ).double()
+    circular = nn.Conv1d(3, 2, 3, padding=1, padding_mode="circular")
+    net = nn.Sequential(nn.Conv1d(2, 3, 3), circular, nn.Flatten()).double()
     x = torch.randn(5, 2, 7, dtype=F64)
 
     def samples(p, x):
@@ -406,8 +405,7 @@ def test_a_step_gives_the_same_gradient_by_every_engine(form, given, monkeypatch
     losses, params, x, entered = _decoders(form)
     answers = []
     for engine in ("rows", "auto", "layerwise"):
-        probe = mf.jacobian("trunk.*", engine=engine, **given)
-        balance = mf.balance(losses, mf.cagrad(0.4), probe)
+        balance = mf.balance(losses, mf.cagrad(0.4), mf.jacobian("trunk.*", engine=engine, **given))
         state = balance.init(params, x, key=0)
         entered[:] = [0] * 4
         grads, _, info = balance.update(params, x, state)

@@ -13,10 +13,8 @@ from mtlfunc.gradients.layerwise.elementwise import group_norm
 from mtlfunc.gradients.layerwise.uses import Operand, Part
 from tests.support.oracles import agree, literal, near
 
-X, W = (
-    torch.linspace(-1.5, 2, n, dtype=torch.float64).sin().reshape(shape)
-    for n, shape in ((30, (5, 6)), (36, (6, 6)))
-)
+X = torch.linspace(-1.5, 2, 30, dtype=torch.float64).sin().reshape(5, 6)
+W = torch.linspace(-1.5, 2, 36, dtype=torch.float64).sin().reshape(6, 6)
 
 
 def gramian_of(losses_fn, leaves):

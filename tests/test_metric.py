@@ -39,14 +39,10 @@ OPTIMIZERS: dict[str, Any] = {
 
 def groups_of(net: nn.Module) -> list[dict[str, Any]]:
     """Two learning rates in the trunk, a third one for the heads."""
-    named = dict(net.named_parameters())
-    first = [x for name, x in named.items() if name.startswith("trunk.0")]
-    second = [x for name, x in named.items() if name.startswith("trunk.2")]
-    heads = [x for name, x in named.items() if name.startswith("heads")]
-    rates = (1e-2, 3e-3, 1e-3)
+    rates = {"trunk.0": 1e-2, "trunk.2": 3e-3, "heads": 1e-3}
     return [
-        {"params": params, "lr": rate}
-        for params, rate in zip((first, second, heads), rates, strict=True)
+        {"params": [x for name, x in net.named_parameters() if name.startswith(part)], "lr": rate}
+        for part, rate in rates.items()
     ]
 
 

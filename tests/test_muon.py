@@ -110,10 +110,8 @@ def test_matrices_of_one_shape_have_the_rates_of_their_groups(exact):
         for leaf in net.parameters():
             leaf.copy_(torch.eye(6))
     rows = {name: (X.mT @ X + torch.eye(6))[None] for name, _ in net.named_parameters()}
-    groups = [
-        {"params": [leaf], "lr": rate}
-        for leaf, rate in zip(net.parameters(), (1.0, 0.1), strict=True)
-    ]
+    rates = zip(net.parameters(), (1.0, 0.1), strict=True)
+    groups = [{"params": [leaf], "lr": rate} for leaf, rate in rates]
     optimizer = torch.optim.Muon(groups, momentum=0.0, weight_decay=0.0)
     found = mf.muon.gradients(optimizer, net, rows, weights=torch.ones(1))[0]
     nuclear = float(torch.linalg.matrix_norm(rows["0.weight"][0], "nuc"))

@@ -179,8 +179,7 @@ def test_direction_beats_the_polar_factor_at_a_kink():
     u, v = normal(1, 3, 12, 1), normal(2, 3, 1, 10)
     rows = {"w": u @ v * torch.tensor([1.0, 1.0, 30.0], dtype=torch.float64)[:, None, None]}
     solution, _ = nuclear(rows)
-    mixed = torch.tensordot(solution.weights, rows["w"], 1)
-    a, s, b = torch.linalg.svd(mixed, full_matrices=False)
+    a, s, b = torch.linalg.svd(torch.tensordot(solution.weights, rows["w"], 1), full_matrices=False)
     assert s[2] < 1e-6 * s[0]  # the long gradient has no weight
     polar = a[:, :2] @ b[:2]
     assert (rows["w"].flatten(1) @ polar.flatten()).min() < solution.rates.min() - 1e-3

@@ -98,8 +98,7 @@ def first_derivatives(names: tuple[str, ...], turn: int | None, tasks: int = 3) 
         return mf.sample_gradients(lambda p, u: losses(p, (s, u)), params, U)[1]
 
     def of_two_networks() -> Params:
-        found = vmap(of_samples)(stacked([params, params]))
-        return {name: row[1] for name, row in found.items()}
+        return {name: row[1] for name, row in vmap(of_samples)(stacked([params, params])).items()}
 
     def samples_inside() -> Tensor:
         each = lambda params, us: vmap(lambda u: losses(params, (s, u)))(us)  # noqa: E731

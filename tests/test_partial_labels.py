@@ -191,6 +191,7 @@ def whole(batch: Any) -> torch.Tensor:
     return batch[2].any(0)
 
 
+MISSING = torch.stack([labelled(), labelled(None)])
 _SAFE = ("jacobian", "own", "weighted", "layerwise", "losses only")
 NAN_SAFE = {name: PROBES[name](present=whole) for name in _SAFE}
 NAN_SAFE |= {"tracked": mf.moving_average(SHARED, present=whole)}
@@ -213,9 +214,7 @@ def test_nan_of_an_absent_task_stays_out(probe, kind):
     both = vmap(lambda p: bare.update(p, data, bare.init(p, data))[0])(mf.stack(nets))
     near(both["trunk.0.bias"][0], grads["trunk.0.bias"], 1e-9, 1e-13)
     if kind == "where":  # whose labels may be batched, too
-        together = vmap(lambda mask: bare.update(PARAMS, (*BATCH, mask), state)[0])(
-            torch.stack([labelled(), labelled(None)])
-        )
+        together = vmap(lambda mask: bare.update(PARAMS, (*BATCH, mask), state)[0])(MISSING)
         near(flatten({n: g[0] for n, g in together.items()}), flatten(expected), 1e-10, 1e-13)
 
 
@@ -226,9 +225,7 @@ def test_nan_that_reaches_the_others_is_an_error_outside_and_nan_inside(probe):
     state = balance.init(PARAMS, data)
     with pytest.raises(ValueError, match="present:"):
         balance.update(PARAMS, data, state)
-    together = vmap(lambda mask: balance.update(PARAMS, (*BATCH, mask), state)[0])(
-        torch.stack([labelled(), labelled(None)])
-    )
+    together = vmap(lambda mask: balance.update(PARAMS, (*BATCH, mask), state)[0])(MISSING)
     assert bool(flatten({n: g[0] for n, g in together.items()}, TRUNK).isnan().all())
     assert bool(flatten({n: g[1] for n, g in together.items()}).isfinite().all())
 

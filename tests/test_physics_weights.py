@@ -105,8 +105,7 @@ def test_terms_and_their_gradients_are_those_of_the_loop(page, tol):
 def test_weights_are_those_of_the_papers_codes(page, name, tol):
     params, w = params_of(page, 1), torch.tensor([1.0, 3.0], dtype=F64)
     found = page[name](params, tol, w)
-    expected = literal(page, name, params, tol, w)
-    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+    torch.testing.assert_close(found, literal(page, name, params, tol, w), rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("name", FORMULAS)

@@ -355,8 +355,7 @@ def test_of_gradients_at_right_angles_none_is_taken_for_rounding():
     for dtype in (torch.float16, torch.bfloat16):  # twelve parallel ones; two at right angles
         same = mf.weights(mf.config(), torch.ones(12, 12, dtype=dtype))
         torch.testing.assert_close(same, torch.full_like(same, 1 / 12))
-        first = mf.weights(mf.pcd(tau=0.0), torch.eye(2, dtype=dtype))
-        assert first.tolist() == [1.0, 0.0]
+        assert mf.weights(mf.pcd(tau=0.0), torch.eye(2, dtype=dtype)).tolist() == [1.0, 0.0]
 
 
 def test_aligned_mtl_derivative_at_equal_eigenvalues():
@@ -432,8 +431,7 @@ def test_aligned_mtl_derivatives_where_norms_differ(case):
     for ways, reference in zip(forms, expected, strict=True):
         for answer in (x for way in ways for x in (way(zero), vmap(way)(both)[1])):
             error = float(((answer - reference) * norms).abs().max())
-            largest = float((reference * norms).abs().max())
-            assert error <= 64 * EPS * 10 ** (2 * decades) * largest
+            assert error <= 64 * EPS * 10 ** (2 * decades) * float((reference * norms).abs().max())
 
 
 by_rotations = torch.ops.mtlfunc.eigenvectors

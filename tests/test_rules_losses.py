@@ -23,6 +23,8 @@ def batches(count):
 
 
 BATCHES = batches(10)
+UNEQUAL = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
+IDEAL = torch.tensor([0.01, 0.02, 0.0, -1.0], dtype=F64)
 
 
 def train(rule, probe, data, params=PARAMS, lr=0.05, reduction: Reduction = "sum"):
@@ -135,9 +137,7 @@ def test_gls_where_the_product_leaves_the_range_of_floats():
 
 @pytest.mark.parametrize("mu", [0.01, 0.5, 3.0])
 def test_stch_equals_autograd_and_torchjd(mu):
-    preference = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
-    reference = torch.tensor([0.01, 0.02, 0.0, -1.0], dtype=F64)
-    for p, z in product((None, preference), (None, reference)):
+    for p, z in product((None, UNEQUAL), (None, IDEAL)):
         share = torch.full((4,), 0.25, dtype=F64) if p is None else p
         ideal = torch.zeros(4, dtype=F64) if z is None else z
 
@@ -153,36 +153,31 @@ def test_stch_equals_autograd_and_torchjd(mu):
 
 def test_stch_between_the_maximum_and_the_mean():
     """μ to 0: the worst p_t(L_t - z_t) alone; μ to ∞: the preference."""
-    p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)
     for losses in SERIES:
-        worst = torch.arange(4) == (p * losses).argmax()
-        near(weights_of(mf.stch(1e-9, preference=p), losses[None])[0][0], 4 * p * worst, 1e-12)
-        near(weights_of(mf.stch(1e9, preference=p), losses[None])[0][0], p, 1e-6)
+        worst = UNEQUAL * (torch.arange(4) == (UNEQUAL * losses).argmax())
+        near(weights_of(mf.stch(1e-9, preference=UNEQUAL), losses[None])[0][0], 4 * worst, 1e-12)
+        near(weights_of(mf.stch(1e9, preference=UNEQUAL), losses[None])[0][0], UNEQUAL, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "p",
-    [torch.full((4,), 0.25, dtype=F64), torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=F64)],
-    ids=["equal", "unequal"],
-)
+@pytest.mark.parametrize("p", [torch.full_like(UNEQUAL, 0.25), UNEQUAL], ids=["equal", "unequal"])
 def test_cosmos_and_pbi_equal_autograd(p):
-    ideal, size = torch.tensor([0.01, 0.02, 0.0, -1.0], dtype=F64), p.norm()
+    size = p.norm()
 
     def intersection(x):
-        along = (x - ideal) @ p / size
-        return size * (along + 5 * (x - ideal - along * p / size).norm())
+        along = (x - IDEAL) @ p / size
+        return size * (along + 5 * (x - IDEAL - along * p / size).norm())
 
     for losses in SERIES[:5]:
         got = weights_of(mf.cosmos(0.7, preference=p), losses[None])[0][0]
         near(got, grad(lambda x: p @ x - 0.7 * (p @ x) / (size * x.norm()))(losses), 1e-10, 1e-12)
         near(got @ losses, p @ losses)
-        got = weights_of(mf.pbi(preference=p, reference=ideal), losses[None])[0][0]
+        got = weights_of(mf.pbi(preference=p, reference=IDEAL), losses[None])[0][0]
         near(got, grad(intersection)(losses), 1e-10, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_on_the_ray_cosmos_and_pbi_are_the_weighted_sum(dtype):
-    p = torch.tensor([0.1, 0.2, 0.6, 0.1], dtype=dtype)
+    p = UNEQUAL.to(dtype)
     for scale in (1e-25, 1.0, 3e7, 1e25):
         losses = (p * scale)[None]
         near(weights_of(mf.pbi(preference=p), losses)[0][0], p / p.sum())

@@ -201,8 +201,7 @@ def test_what_has_the_shape_of_a_part_is_one():
     for rule in (Mean(), mf.momentum(Mean()), mf.normalize(Mean(), "loss")):
         assert stepped(rule, probe=mf.losses_only())[2].weights.shape == (3,)
 
-    pairs = (Losses(), Half()), (vector, mf.sgd(0.5))
-    steps = [mf.descend(f, RULE, PROBE, o) for f, o in pairs]
+    steps = [mf.descend(f, RULE, PROBE, o) for f, o in ((Losses(), Half()), (vector, mf.sgd(0.5)))]
     ends = [step.update(step.init(PARAMS, BATCH), BATCH)[0].params for step in steps]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in PARAMS)
 

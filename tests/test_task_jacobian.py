@@ -138,8 +138,7 @@ def test_under_vmap_and_its_derivatives(form, engine):
     a = torch.tensor([[0.5, 1.0], [1.5, -0.3]]).double()
     for transform in (lambda f: f, jacrev, lambda f: jacrev(jacrev(f)), torch.func.jacfwd):
         expected = [[transform(literal)(y) for y in x] for x in a]
-        nested = vmap(vmap(transform(found)))(a)
-        for i, each in enumerate(nested):
+        for i, each in enumerate(vmap(vmap(transform(found)))(a)):
             assert_close(each, torch.stack([torch.stack([y[i] for y in x]) for x in expected]))
 
 

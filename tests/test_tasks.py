@@ -129,8 +129,7 @@ def test_tasks_that_come_or_go_are_named(change, probe):
 
 def test_tasks_that_come_or_go_between_the_batches_of_one_step_are_named():
     def losses(params, batch):
-        few = len(batch[0]) < 8
-        return (without(named, "task 1") if few else named)(params, batch)
+        return (without(named, "task 1") if len(batch[0]) < 8 else named)(params, batch)
 
     step = mf.balance(losses, mf.modo(), mf.double_sampling(SHARED))
     half = tuple(x[:4] for x in BATCH)

@@ -215,8 +215,7 @@ def test_a_name_that_nodes_lack_in_the_middle_of_a_run(part, monkeypatch):
         found = mf.task_gramian(pure(net), params, X, engine="layerwise")[1]
         assert torch.allclose(found, gramian_of(net))
         assert torch.allclose(mf.sample_gramian(samples, params, X)[1], wanted)
-        said = mf.explain_gramian(samples, params, X, samples=True)
-        return [layer.note for layer in said.layers]
+        return [layer.note for layer in mf.explain_gramian(samples, params, X, samples=True).layers]
 
     with pytest.warns(RuntimeWarning, match=f"'{name}' object has no attribute") as caught:
         notes = [*check(), *check()]

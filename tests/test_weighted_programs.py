@@ -159,8 +159,7 @@ class Drawn:
         return one if own else one / max(self.present, 1)
 
     def gradient(self, name, rows, weights):
-        mine = weights if name in self.shared else self.own_weights(weights)
-        return mine @ rows[name]
+        return (weights if name in self.shared else self.own_weights(weights)) @ rows[name]
 
 
 def check_refusal(error, drawn, told):
@@ -241,8 +240,7 @@ def live(seed, monkeypatch):
         compare(drawn, info, loop, after, told, scale, before)
         if drawn.rule == "mean":
             here = batch["A"].flatten(1).any(1).to(info.weights)
-            count = 1 if drawn.reduction == "sum" else here.sum().clamp_min(1)
-            close(info.weights, here / count)
+            close(info.weights, here / (1 if drawn.reduction == "sum" else here.sum().clamp_min(1)))
         # what the optimizer then does, in the parameters that were measured
         old = {n: x.detach().clone() for n, x in leaves.items()}
         if pick.random() < 0.8:

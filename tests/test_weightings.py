@@ -74,9 +74,8 @@ class Adapter(nn.Module):
 
 def likelihoods(net):
     def losses(params, batch):
-        x = batch["x"]
-        scores = functional_call(net, params, (x[:, :-1],))
-        return -scores.log_softmax(-1).gather(-1, x[:, 1:, None]).sum((1, 2))
+        scores = functional_call(net, params, (batch["x"][:, :-1],))
+        return -scores.log_softmax(-1).gather(-1, batch["x"][:, 1:, None]).sum((1, 2))
 
     return losses
 
@@ -139,10 +138,7 @@ CASES = {
 def make(name, tasks, seed=0):
     torch.manual_seed(seed)
     net, losses, x = CASES[name]()
-    net.double()
-    x = x.double() if x.is_floating_point() else x
-    batch = {"x": x}
-    params = mf.parameters(net)
+    params, batch = mf.parameters(net.double()), {"x": x.double() if x.is_floating_point() else x}
     shape = losses(params, batch).shape
     return net, params, losses, batch | {"A": torch.randn(tasks, *shape, dtype=torch.float64)}
 
@@ -294,10 +290,8 @@ def test_compiled_equals_eager():
     step = step_of(losses, mf.mgda())
     state = step.init(params, batch)
     torch.compiler.reset()
-    compiled = torch.compile(
-        lambda p: step.update(p, batch, state)[0], backend="eager", fullgraph=True
-    )
-    tree_close(compiled(params), step.update(params, batch, state)[0])
+    compiled = torch.compile(step.update, backend="eager", fullgraph=True)
+    tree_close(compiled(params, batch, state)[0], step.update(params, batch, state)[0])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -398,7 +392,7 @@ def test_refusals():
         with pytest.raises(error, match=words):
             gramian(bad)
     for form in (torch.mean, list):
-        with pytest.raises(ValueError, match="losses of samples, a tensor"):
+        with pytest.raises(ValueError, match="weightings= make tasks of the losses of samples"):
             gramian(matrix, lambda p, b, form=form: form(losses(p, b)))
     with pytest.raises(ValueError, match="multiply the mixture into them"):
         mf.jacobian(weightings=lambda b: b["A"], mix=mf.subset(2))
@@ -434,8 +428,7 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
     _, jacobian = loop(losses, mf.parameters(net), batch)
 
     def gramian(a, **options):
-        given = (losses, mf.parameters(net), batch)
-        return mf.task_gramian(*given, weightings=a, **options)[1]
+        return mf.task_gramian(losses, mf.parameters(net), batch, weightings=a, **options)[1]
 
     for _ in range(2):
         close(gramian(matrix), jacobian @ jacobian.T)
@@ -449,9 +442,8 @@ def test_where_samples_mix_auto_takes_one_pass_a_task(passes, monkeypatch):
 
 def test_a_leaf_in_no_known_call_and_half_of_one_in_some(passes):
     _, params, losses, batch = make("dense", 4)
-    new = {"odd": torch.ones(7, dtype=torch.float64), "cut": torch.eye(6, dtype=torch.float64)}
-    new["void"] = torch.ones(0, 6, dtype=torch.float64)
-    params = params | new
+    params |= {"odd": torch.ones(7, dtype=torch.float64), "cut": torch.eye(6, dtype=torch.float64)}
+    params |= {"void": torch.ones(0, 6, dtype=torch.float64)}
 
     def shifted(params, batch):
         half = batch["x"] @ params["cut"].chunk(2)[1].mT
@@ -475,8 +467,7 @@ def test_centred_weightings_keep_their_digits():
     x = 1 + 0.1 * torch.randn(16, 20)
     matrix = torch.randn(6, 16)
     matrix = matrix - matrix.mean(1, keepdim=True)
-    losses = errors(net)
-    params = mf.parameters(net)
+    losses, params = errors(net), mf.parameters(net)
     exact = {name: leaf.double() for name, leaf in params.items()}
     _, jacobian = loop(losses, exact, {"x": x.double(), "A": matrix.double()})
     wanted = jacobian @ jacobian.T

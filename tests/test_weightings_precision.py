@@ -226,8 +226,7 @@ def test_nearly_identical_samples_cost_no_more_digits_than_a_loop(case, spreads,
         gramian = matrix
         for _ in range(2):  # UPGrad refuses what is no Gramian
             net.zero_grad()
-            losses = of_samples(net, x)
-            gramian = balancer.backward(losses, weightings=matrix).gramian.double()
+            gramian = balancer.backward(of_samples(net, x), weightings=matrix).gramian.double()
         wide = net.double()
         exact = rows_of(matrix.double() @ of_samples(wide, x.double()), wide.parameters()).double()
         wanted = exact @ exact.T

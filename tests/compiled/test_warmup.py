@@ -168,8 +168,7 @@ def test_nothing_is_said_of_zeros_and_infinities(monkeypatch):
     for answer in PROBLEMS.values():
         answer(zero)
     infinite, none, found = np.full((1, 3, 3), np.inf), np.zeros((1, 0, 0)), np.empty((2, 1, 3, 3))
-    orders = none.astype(int)
-    surgery._range.run(infinite, np.zeros(1, int), orders, none, 1e-16, 0, 1, *found)
+    surgery._range.run(infinite, np.zeros(1, int), none.astype(int), none, 1e-16, 0, 1, *found)
     assert np.isnan(found[0]).all()
 
 

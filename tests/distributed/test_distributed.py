@@ -172,8 +172,7 @@ def test_a_distributed_checkpoint_holds_the_rules_state(rule, whole, tmp_path):
         return balancer.measure(losses_of(net)(dict(net.named_parameters()), BATCH)).weights
 
     old.backward(losses_of(nets[0])(dict(nets[0].named_parameters()), BATCH))
-    saved = {"balancer": old if whole else old.state_dict()}
-    checkpoint.save(saved, checkpoint_id=tmp_path)
+    checkpoint.save({"balancer": old if whole else old.state_dict()}, checkpoint_id=tmp_path)
     loaded = {"balancer": new if whole else new.state_dict()}
     checkpoint.load(loaded, checkpoint_id=tmp_path)
     if not whole:
@@ -237,8 +236,7 @@ def test_a_group_steps_as_one_process_on_the_union_or_names_what_differs(checks,
     assert [code for code, _ in found] == [0] * (size - len(dead)) + dead, "\n".join(outputs)
     done = re.findall(r"^(\w+): ok$", outputs[0], re.MULTILINE)
     assert done + ["dies"] * len(dead) == [one.__name__ for one in checks]
-    ended = sum("ended with RuntimeError" in text for text in outputs)
-    assert ended == len(dead) * (size - 1)
+    assert sum("ended with RuntimeError" in text for text in outputs) == len(dead) * (size - 1)
 
 
 @pytest.mark.slow

@@ -97,8 +97,7 @@ def test_table_of_properties_names_every_rule():
 
 
 def test_solver_table_names_every_solver():
-    table = (DOCS / "solvers.md").read_text()
-    named = set(re.findall(r"^\| `solvers\.(\w+)", table, re.MULTILINE))
+    named = set(re.findall(r"^\| `solvers\.(\w+)", (DOCS / "solvers.md").read_text(), re.MULTILINE))
     solvers = {"active_set", "auto", "cvx", "faces", "frank_wolfe", "projected_gradient"}
     assert named == solvers
     assert all(hasattr(mf.solvers, name) for name in solvers)
@@ -217,8 +216,7 @@ def test_environment_agrees_with_pyproject():
 
 
 def test_the_tested_torches_are_those_of_the_table_and_the_jobs():
-    torches = [item for item in PROJECT["dependencies"] if item.startswith("torch")]
-    assert torches == ["torch>=2.6"]
+    assert [item for item in PROJECT["dependencies"] if item.startswith("torch")] == ["torch>=2.6"]
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     tested = jobs["torch"]["strategy"]["matrix"]["torch"]
     row = re.compile(r"^\| (\d[.\d]+) \| (\d+) \| \d+ \| 0 \| \d+ \w+ \d{4} \|", re.MULTILINE)

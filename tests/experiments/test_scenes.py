@@ -107,8 +107,7 @@ def test_every_rule_runs(name, tiny, tmp_path):
 
 def test_command_on_folders(tmp_path, monkeypatch):
     for name in ("SegNetMTAN", "SegNet"):
-        narrow = partial(getattr(segnet, name), widths=(2, 3, 3, 4, 4))
-        monkeypatch.setattr(train, name, narrow)
+        monkeypatch.setattr(train, name, partial(getattr(segnet, name), widths=(2, 3, 3, 4, 4)))
     train.data_of.cache_clear()
     write_folder(tmp_path / "city", data.CITYSCAPES, counts=(11, 2), label="label_7")
     call = ["--data", str(tmp_path / "city"), "--seeds", "2", "--workers", "1", "--quick"]

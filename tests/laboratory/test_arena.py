@@ -161,8 +161,7 @@ def test_targets_of_the_networks_have_the_variance_and_the_noise_that_they_promi
     # four standard errors of a variance
     assert unexplained.tolist() == pytest.approx([0, 0.7], abs=4 * 0.7 * (2 / (64 * 248)) ** 0.5)
     _, (_, y) = vmap(standard()["regression"].draw)(keys)
-    nadir = standard()["regression"].nadir.float().expand(64, -1)
-    near(y.square().mean((1, 2)), nadir, 0.01)
+    near(y.square().mean((1, 2)), standard()["regression"].nadir.float().expand(64, -1), 0.01)
 
 
 @pytest.mark.parametrize(

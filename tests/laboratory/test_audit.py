@@ -246,8 +246,7 @@ def test_the_audit_cannot_know_which_rule_was_meant():
     ]
     assert learnt[0][0] > learnt[0][1]
     assert learnt[1][0] < learnt[1][1]
-    page = (ROOT / "docs" / "how-to" / "new-rule.md").read_text()
-    for text in (EPILOG, page):
+    for text in (EPILOG, (ROOT / "docs" / "how-to" / "new-rule.md").read_text()):
         assert "GradNorm with its sign flipped passes" in " ".join(text.split())
 
 
@@ -256,8 +255,7 @@ def test_the_audit_tries_what_a_rule_says_it_reads():
         return by_norm(geometry.gramian), state
 
     def harness(reads):
-        rule = mf.Rule(lambda losses, key: (), update, reads)
-        return Harness(rule, False, None, 1e-5, 10, 0)
+        return Harness(mf.Rule(lambda losses, key: (), update, reads), False, None, 1e-5, 10, 0)
 
     assert not harness(None).reads_losses
     assert harness(None).reads_gramian
@@ -291,8 +289,7 @@ def test_last_bits_decide_no_mark(seed):
 
 def test_an_audit_has_the_rules_name_or_another():
     for rule in (mf.mgda(), mf.mgda, torch.nn.Softmax(-1)):  # which gives a matrix
-        status = row_of(rule, "convex weights", instances=10).status
-        assert status in ("holds", "not applicable")
+        assert row_of(rule, "convex weights", instances=10).status in ("holds", "not applicable")
     report = audit(mf.mgda, only=iter(["convex weights"]), instances=10)
     assert (report.rule, len(report.rows)) == ("mgda", 1)
     report = audit(mf.mgda(), only=["convex weights"], instances=10, name="mine")

@@ -412,8 +412,7 @@ def test_what_is_wrong_is_said(case):
 
 
 def test_report_as_records():
-    report = testing.check_solver(uniform, ["min_norm"], tasks=(1, 2), name="<uniform>")
-    records = report.records()
+    records = testing.check_solver(uniform, ["min_norm"], tasks=(1, 2), name="<uniform>").records()
     assert len(records) == 1 + len(FAMILIES)
     assert records[0]["family"] == "small integers"
 

@@ -337,7 +337,7 @@ def test_grid_refuses_the_folder_of_other_axes(begun, axes):
 def test_grid_refuses_the_folder_of_another_function(begun, other):
     next(iter(begun.glob("points-*"))).unlink()
     with pytest.raises(ValueError, match=r"f at \(a=\d, b=\d\).* every point must give"):
-        grid(other, {"a": torch.arange(3), "b": [1, 2]}, path=begun)
+        grid(other, {"a": A, "b": B}, path=begun)
 
 
 def test_grid_names_broken_files(begun):

@@ -49,8 +49,7 @@ MADE = [name for name, decision in DECISIONS.items() if decision.conditions]
 def test_conditions_win_and_lose(identifier):
     """On numbers that meet all, as many times as a name has; then with one of them missed."""
     decision = DECISIONS[identifier]
-    wins = together(decision.conditions, {})
-    assert judge(decision, wins) in ("holds", "holds only when")
+    assert judge(decision, together(decision.conditions, {})) in ("holds", "holds only when")
     for missed in decision.conditions:
         loses = together(decision.conditions, {missed: value(missed, met=False)})
         assert judge(decision, loses) == "does not hold", missed
@@ -234,12 +233,10 @@ def test_a_verdict_near_its_bound_hangs_on_it():
 
 
 def test_a_small_budget_refutes_nothing_that_training_could_change():
-    numbers = interval("their ratio", 1.2, 1.3) | {"their ratio": 1.25}
-    claim = Claim("GN-04", numbers, "here")
+    claim = Claim("GN-04", interval("their ratio", 1.2, 1.3) | {"their ratio": 1.25}, "here")
     whole, short = stated(claim, Settings()), stated(claim, QUICK)
     assert whole.verdict == "does not hold"
     assert short.verdict == "inconclusive"
     for found in (whole, short):
         assert DECISIONS["GN-04"].fails in found.where
-    counterexample = Claim("PC-30", {}, "here", "does not hold")
-    assert stated(counterexample, QUICK).verdict == "does not hold"
+    assert stated(Claim("PC-30", {}, "here", "does not hold"), QUICK).verdict == "does not hold"

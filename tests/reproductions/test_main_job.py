@@ -116,8 +116,7 @@ def test_another_draw_is_of_other_numbers(tmp_path: Path) -> None:
 
 
 def test_key_follows_imports_and_libraries(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    walked = imported([ROOT / "paper_repro/pcgrad/ablation.py"])
-    found = {str(x.relative_to(ROOT)) for x in walked}
+    found = {str(x.relative_to(ROOT)) for x in imported([ROOT / "paper_repro/pcgrad/ablation.py"])}
     own = {f"paper_repro/pcgrad/{name}.py" for name in ("ablation", "common", "landscape")}
     assert own | {"paper_repro/report/figures.py", "common/intervals.py"} <= found
     assert not found & {"paper_repro/claims.py", "paper_repro/pcgrad/theorem1.py"}

@@ -46,8 +46,7 @@ def test_steps_in_adams_metric_equal_a_literal_loop():
         key = mf.random.fold_in(mf.random.fold_in(mf.random.key(seed), 4), t - 1)
         order = mf.random.permutation(key, adam_metric.SAMPLES)[:size]
         leaves = {name: leaf.clone().requires_grad_() for name, leaf in params.items()}
-        losses = adam_metric.losses(leaves, (data[0][order], data[1][order]))
-        rows = rows_by_name(losses, leaves)
+        rows = rows_by_name(adam_metric.losses(leaves, (data[0][order], data[1][order])), leaves)
         # the metric of the state before the step: 1 before the first one, as Adam has none then
         scale = {name: adam_metric.RATE * torch.ones_like(v) for name, v in second.items()}
         for name, v in second.items() if t > 1 else ():
