@@ -108,7 +108,7 @@ def test_the_real_step_is_the_predicted_where_the_mean_of_squares_stands_still(n
             t = float(state["step"])
         else:
             g = g.sign() * (state["exp_avg_sq"] / (1 - group["betas"][1] ** t)).sqrt()
-    if not group.get("decoupled_weight_decay"):
+    if name != "adamw":
         g = g - group["weight_decay"] * leaf.detach()
     leaf.grad = None
     scale, carried = metric_of(optimizer, {"x": leaf}, ("x",))
@@ -354,7 +354,7 @@ def test_what_it_refuses():
     net = TrunkAndHeads(0)
     leaves = list(net.parameters())
     for make, words in {
-        lambda: torch.optim.Muon([x for x in leaves if x.ndim == 2]): "Muon: it orthogonalizes",
+        lambda: type("Muon", (torch.optim.Optimizer,), {})(leaves, {}): "Muon: it orthogonalizes",
         lambda: torch.optim.Rprop(leaves): "Rprop: it steps by the gradient's sign",
         lambda: torch.optim.Adamax(leaves): "Adamax: it takes the larger",
         lambda: torch.optim.NAdam(leaves): "NAdam: it is not one whose step is known here; known",
@@ -377,6 +377,17 @@ def test_what_it_refuses():
         mf.descend(losses_of, mf.mean(), mf.jacobian(), optim.multiplicative(0.1), metric=True)
     with pytest.raises(ValueError, match="metric: this probe does not measure"):
         mf.descend(losses_of, mf.mean(), mf.losses_only(), optim.adam(0.1), metric=True)
+
+
+def test_adamw_decays_apart_where_its_groups_do_not_say_so():
+    """As those of torch 2.6: c = lr·decay·x, without a momentum."""
+    leaf = nn.Parameter(torch.tensor([1.0, -2.0], dtype=F64))
+    optimizer = torch.optim.AdamW([leaf], lr=0.1, betas=(0.0, 0.9), weight_decay=0.5)
+    leaf.grad = torch.tensor([3.0, 4.0], dtype=F64)
+    optimizer.step()
+    optimizer.param_groups[0].pop("decoupled_weight_decay", None)
+    leaf.grad = None
+    near(metric_of(optimizer, {"x": leaf}, ("x",)).carried["x"], 0.05 * leaf.detach(), 1e-12, 0)
 
 
 @pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq"])

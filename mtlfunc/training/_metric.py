@@ -52,7 +52,8 @@ def metric_of(optimizer: Optimizer, params: Params, names: tuple[str, ...]) -> M
     not the optimizer's, or whose state has another shape.
     """
     check_metric(optimizer)  # groups may have been added
-    group_of = {id(x): group for group in optimizer.param_groups for x in group["params"]}
+    kind = {"decoupled_weight_decay": type(optimizer) is AdamW}  # torch 2.6 leaves it unsaid
+    group_of = {id(x): kind | group for group in optimizer.param_groups for x in group["params"]}
     if left := [name for name in names if id(params[name]) not in group_of]:
         raise ValueError(
             f"metric: the optimizer does not hold {', '.join(left)}, which the Gramian is "
@@ -85,8 +86,7 @@ def _parts(
     scale, rest = (_filled(weight, group["lr"]), None) if before else form(group, state, weight)
     total = torch.zeros_like(weight) if rest is None else rest
     if decay := group["weight_decay"]:
-        decoupled = group.get("decoupled_weight_decay", False)
-        shrunk = decay * (group["lr"] if decoupled else scale) * weight
+        shrunk = decay * (group["lr"] if group.get("decoupled_weight_decay") else scale) * weight
         # where no gradient has been, P is 0 and the step's rates are not counted
         total = total + shrunk.where(scale != 0, 0.0)
     return scale, total if waiting is None else total + scale * waiting
