@@ -98,6 +98,18 @@ def test_epo_on_the_ray_has_no_anchor_but_rounding(count, loss):
     near(some[rest], weights, 0, 1e-9)
 
 
+def test_epo_where_every_present_rate_is_negative():
+    """Near the ray αᵀCa >= max_t (Ca)_t < 0, whose maximum is not an absent task's 0."""
+    rows = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.8, 0.9]], dtype=F64)
+    losses, rest = torch.tensor([1.005, 5.0, 1.0], dtype=F64), torch.tensor([True, False, True])
+    near(
+        with_absent(mf.epo(), rows, losses, rest, 1)[0],
+        torch.tensor([1.0, 0, 0], dtype=F64),
+        0,
+        1e-9,
+    )
+
+
 def test_epo_edge_cases():
     G = gramian("gaussian", 3)
     rays, losses = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0), dtype=F64)

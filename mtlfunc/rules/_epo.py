@@ -95,7 +95,8 @@ def epo(
         rows = torch.cat([torch.diag(present.to(r)), limited, last])
         size = (c.abs() @ anchor.abs()).amax()[None]
         slack = noise * torch.cat([torch.zeros_like(r), c.abs().amax(-1), size])
-        bounds = torch.cat([torch.zeros_like(r), bound, rates.amax().clamp_max(0)[None]]) - slack
+        most = rates.where(present, rates.amin()).amax().clamp_max(0)[None]
+        bounds = torch.cat([torch.zeros_like(r), bound, most]) - slack
         objective = torch.where(balance, rates, c.sum(-1))
         alpha, feasible = _maximise(objective, rows, bounds, present, even, noise, solver)
         return poison(torch.where(feasible, alpha, r).to(gramian), gramian, bounded), ()
