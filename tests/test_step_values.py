@@ -107,6 +107,10 @@ def test_representation_of_a_dict():
     plain = mf.balance(vector, mf.mgda(), mf.representation(encode, decode, shared=SHARED))
     expected, _, _ = plain.update(PARAMS, BATCH, plain.init(PARAMS, BATCH))
     near(flatten(grads), flatten(expected), 1e-12, 1e-14)
+    # whose gradient would count in the Gramian, though no trunk moves it
+    skip = mf.representation(lambda p, b: two(p, b) | {"x": b[0]}, joined, shared=SHARED)
+    with pytest.raises(ValueError, match="encode: z x depends on no parameter"):
+        mf.balance(vector, mf.mgda(), skip).init(PARAMS, BATCH)
 
 
 def test_autocast_around_a_step_is_refused_and_inside_works():

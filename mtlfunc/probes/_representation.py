@@ -62,8 +62,8 @@ def representation(
 
     Raises:
         TypeError: for functions that cannot be called as they will be.
-        ValueError: at `init` if `shared` matches nothing, encode uses none of the parameters or
-            one outside, decode uses none of z, or decode∘encode is not `losses_fn`.
+        ValueError: at `init` if `shared` matches nothing, a part of z depends on no parameter,
+            encode uses one outside, decode uses none of z, or decode∘encode is not `losses_fn`.
 
     Source:
         Sener & Koltun 2018, section 3.3.
@@ -176,9 +176,11 @@ def _features(
     """z by name, for which encode used some parameters, and of these `names` alone."""
     forward = Run.of(encode, params, _parse_features).first(batch)
     reached, z = forward.graph.leaf_nodes, forward.losses
-    if not reached:
+    still = [name for name, x in zip(z.names or (), z.roots, strict=True) if not x.requires_grad]
+    if still or not reached:
         raise ValueError(
-            "encode: z depends on no parameter; compute it from params, without detach or no_grad"
+            f"encode: {', '.join(still) or 'z'} depends on no parameter; compute it from params, "
+            "without detach or no_grad, or let decode compute it"
         )
     wrong = [name for name in params if name not in names and name in reached]
     if wrong:
