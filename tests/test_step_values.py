@@ -113,6 +113,22 @@ def test_representation_of_a_dict():
         mf.balance(vector, mf.mgda(), skip).init(PARAMS, BATCH)
 
 
+def test_representation_with_dropout_begins_in_eval_mode():
+    layer = torch.nn.Dropout(0.5)
+
+    def drawn(params, batch):
+        return layer(encode(params, batch))
+
+    probe = mf.representation(drawn, decode, shared=SHARED)
+    step = mf.balance(lambda p, b: decode(p, drawn(p, b), b), mf.mgda(), probe)
+    with pytest.raises(ValueError, match=r"call module\.eval\(\) before"):
+        step.init(PARAMS, BATCH)
+    layer.eval()
+    state = step.init(PARAMS, BATCH)
+    layer.train()
+    assert step.update(PARAMS, BATCH, state)[2].weights.sum() == pytest.approx(1)
+
+
 def test_autocast_around_a_step_is_refused_and_inside_works():
     params = {name: leaf.float() for name, leaf in PARAMS.items()}
     batch = tuple(x.float() for x in BATCH)

@@ -101,7 +101,8 @@ def representation(
             if found.shape != losses.shape or not torch.allclose(found, losses, 1e-3, 0.0):
                 raise ValueError(
                     f"representation: decode(encode(·)) gives losses {found.tolist()}, but "
-                    f"losses_fn gives {losses.tolist()}; they must be the same function"
+                    f"losses_fn gives {losses.tolist()}; they must be the same function, at init "
+                    "without random numbers (call module.eval() before, and train() after it)"
                 )
         return run.started(losses, counts, shared=names, heads=heads), tasks
 
