@@ -415,6 +415,14 @@ def test_conicgrad_where_there_are_fewer_coordinates_than_tasks(seed):
         assert mf.weights(mf.conicgrad(c), solved_too @ solved_too.mT)[1] == 1 / (tasks + 1)
 
 
+def test_conicgrad_of_gradients_of_unlike_lengths_has_no_unit():
+    for seed in range(8):
+        rows = 100.0 ** torch.arange(5)[:, None] * jacobian("gaussian", 5, seed)
+        for unit in (2.0**-200, 2.0**150):
+            found, given = (mf.aggregate(mf.conicgrad(0.5), x * rows) for x in (unit, 1.0))
+            near(found / unit, given, 0.0, 1e-9 * float(given.norm()), msg=f"{seed}")
+
+
 def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():
     key = torch.Generator().manual_seed(3)
     for seed in range(8):  # numbers of both signs have one direction in the cone, their mean's

@@ -113,6 +113,7 @@ def _search(
     # Gramian's entries, would then be rounding.
     unit = or_one(n)
     cosine = (gramian / unit.unsqueeze(-1) / unit.unsqueeze(-2)).nan_to_num()
+    n = n / or_one(n.amax(-1, keepdim=True))  # fourth powers of lengths follow
     ridge = 4 * count * eps * torch.eye(count, dtype=n.dtype, device=n.device)
     rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + ridge)[0]
     mean = _sum(p, rows)
