@@ -68,6 +68,17 @@ def test_parameters_share_storage_and_leave_frozen_ones_out():
     assert not params["trunk.0.weight"].requires_grad
 
 
+def test_parameters_that_are_added_have_gradients_of_their_own():
+    """Autograd has one tensor for both, which clipping in place would shrink twice."""
+    net = nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(2)})
+    step = mf.balance(lambda p, _: 3 * (p["a"] + p["b"]), mf.mean(), mf.losses_only())
+    params = mf.parameters(net)
+    mf.assign_gradients(net, step.update(params, (), step.init(params, ()))[0])
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    for leaf in net.values():
+        torch.testing.assert_close(leaf.grad, torch.full((2,), 0.5))
+
+
 def test_assign_gradients_clears_what_it_was_not_given_and_names_mismatches():
     module, turned = nn.Linear(3, 2), torch.arange(6.0).view(3, 2).mT
     module.bias.grad = torch.ones(2)

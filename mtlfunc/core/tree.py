@@ -58,7 +58,8 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
 
     Args:
         module: parameters of it without a gradient get None.
-        grads: `{name: tensor}` in the parameters' shapes, dtypes and devices; memory is shared.
+        grads: `{name: tensor}` in the parameters' shapes, dtypes and devices; memory is shared, but
+            between no two parameters.
 
     Raises:
         KeyError: if `grads` has a name that the module lacks.
@@ -85,10 +86,12 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
                 f"grads[{name!r}]: {list(grad.shape)} {grad.dtype} on {grad.device}, but the "
                 f"parameter is {list(leaf.shape)} {leaf.dtype} on {leaf.device}"
             )
+    taken: set[int] = set()
     for name, leaf in leaves.items():
         leaf.grad = None
         if (grad := grads.get(name)) is not None:  # fused optimizers take it for laid out alike
-            own = grad.stride() == leaf.stride()
+            own = grad.stride() == leaf.stride() and grad.data_ptr() not in taken
+            taken.add(grad.data_ptr())
             leaf.grad = grad.detach() if own else torch.empty_like(leaf).copy_(grad.detach())
 
 
