@@ -114,6 +114,14 @@ def test_dwa_means_over_the_steps_in_which_a_task_was_present():
     near(state.rate, rates[1], 1e-13)
 
 
+def test_dwa_goes_on_from_a_state_of_longer_epochs():
+    _, state = weights_of(mf.dwa(6), SERIES[:5])
+    shorter = mf.dwa(2)._replace(init=lambda *_: state)
+    got, _ = weights_of(shorter, SERIES[5:])  # epochs of six steps, two, two
+    near(got[:3], torch.full((3, 4), 0.25, dtype=F64), 1e-13)
+    near(got[3], torch.softmax(SERIES[6:8].mean(0) / SERIES[:6].mean(0) / 2, -1), 1e-13)
+
+
 @pytest.mark.parametrize("preference", [None, torch.tensor([1.0, 2.0, 0.0, 5.0], dtype=F64)])
 def test_gls_equals_autograd_of_the_geometric_mean(preference):
     share = torch.ones(4, dtype=F64) if preference is None else preference

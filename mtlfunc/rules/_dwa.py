@@ -77,10 +77,10 @@ def dwa(
         total = state.total + (losses if whole else losses.where(present, 0.0))
         seen, steps = state.seen + present, state.steps + 1
         ended = values_readable(steps)
-        if ended and int(steps) != epoch:
+        if ended and int(steps) < epoch:
             return weights, DWAState(state.rate, state.mean, total, seen, steps)
         mean = total / seen.clamp_min(1)
-        over, known = steps == epoch, state.mean != 0
+        over, known = steps >= epoch, state.mean != 0
         counts = seen > 0 if ended else over & (seen > 0)
         solved = counts & (mean == 0)
         if values_readable(solved) and True in solved.tolist():
