@@ -115,12 +115,14 @@ def all_above(values: Iterable[Estimate | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return ""
-    if any(
-        value.high < 0 and value.mean + _reach(value.seeds, len(known)) * value.error < 0
-        for value in known
-    ):
+    if any(highest(value, len(known)) < 0 for value in known):
         return "does not hold"
     return "holds" if all(value.low > 0 for value in known) else "inconclusive"
+
+
+def highest(value: Estimate, count: int) -> float:
+    """The upper end, also when corrected for that many."""
+    return max(value.high, value.mean + _reach(value.seeds, count) * value.error)
 
 
 def pm(value: Estimate | None, digits: int = 2) -> str:

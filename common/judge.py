@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import mtlfunc as mf
 
-from .intervals import Estimate, all_above, paired
+from .intervals import Estimate, all_above, highest, paired
 
 ARCHITECTURES = ("hard sharing", "task-conditioned", "soft attention", "cross-stitch")
 BOTH = "two networks"
@@ -67,8 +67,9 @@ def every_one(gains: dict[str, Estimate], levels: dict[str, Estimate] | None = N
     One without a number, of a run that failed, keeps it from holding.
     """
     said = all_above(gains.values())
-    failed = math.inf if said == "does not hold" else -math.inf
-    ends = {k: x.high if said == "does not hold" else x.low for k, x in gains.items()}
+    against = said == "does not hold"
+    failed = math.inf if against else -math.inf
+    ends = {k: highest(x, len(gains)) if against else x.low for k, x in gains.items()}
     found = min(ends, key=lambda k: failed if math.isnan(ends[k]) else ends[k])
     return Judged(said, gains, found, levels or {})
 

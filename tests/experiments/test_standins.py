@@ -2,9 +2,11 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from common.intervals import estimate
 from experiments import standins
@@ -38,6 +40,15 @@ def test_claims_of_several_gains(means, every, some):
 def test_what_leaves_a_claim_open_is_named():
     gains = {"sure": estimate([-1.1, -1.0, -0.9]), "open": estimate([-9.0, 1.0, 2.0])}
     assert standins.some_one(gains)[::2] == ("inconclusive", "open")
+
+
+def test_the_gain_that_decides_against_a_claim_is_shown_to_be_below_0():
+    gains = {"wide": [-9.0, -6.0, -3.0, -3.0], "sure": [-0.6, -0.5, -0.4, -0.5]}
+    found = standins.every_one({name: estimate(each) for name, each in gains.items()})
+    tests: Any = {name: ttest_1samp(each, 0) for name, each in gains.items()}
+    p = {name: test.pvalue for name, test in tests.items()}
+    assert found.verdict == "does not hold"
+    assert p[found.decisive] < 0.05 / 2 < p["wide"]
 
 
 def test_gains_are_paired_and_corrected_for_the_rivals_that_ran():
