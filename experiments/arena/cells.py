@@ -34,7 +34,7 @@ class Entrant(NamedTuple):
 
     name: str
     spec: str  # of `--rule`; empty for those of the table and the static search
-    source: str  # the digest of the module that `--rule` names
+    source: str  # the digest of what `--rule` names
 
 
 class Task(NamedTuple):
@@ -67,12 +67,12 @@ def load(spec: str) -> tuple[str, Contestant]:
 
 
 def source_of(spec: str) -> str:
-    """The digest of a rule's module and of all loaded from its folder or package, for results."""
+    """The digest of `spec`, its module and all loaded from its folder or package, for results."""
     name = spec.partition(":")[0]
     folder, root = Path(inspect.getfile(importlib.import_module(name))).parent, name.split(".")[0]
     files = {x: getattr(each, "__file__", None) for x, each in [*sys.modules.items()]}
     every = ((x.split(".")[0] == root, Path(file)) for x, file in files.items() if file)
-    return key(path for inside, path in every if inside or path.parent == folder)
+    return key((path for inside, path in every if inside or path.parent == folder), spec)
 
 
 def problem_of(name: str, *, afresh: bool = False) -> BenchmarkProblem:

@@ -80,7 +80,8 @@ def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypat
     text = "def soft(G):\n    d = G.diagonal()\n    return (-d / d.amax()).softmax(-1)\n"
     inner = tmp_path / "my_rules" / "inner"
     inner.mkdir(parents=True)
-    (inner.parent / "__init__.py").write_text("from .inner import soft\n")
+    (inner.parent / "__init__.py").write_text("from . import even\nfrom .inner import soft\n")
+    (inner.parent / "even.py").write_text("def soft(G):\n    return 0 * G.diagonal() + 0.5\n")
     monkeypatch.syspath_prepend(tmp_path)
     call = [*SMALL, "--rule", "my_rules:soft", "--workers", "1", "--out", str(tmp_path / "out")]
     kept = lambda: (tmp_path / "out" / "cells").rglob("conflict/soft.json")  # noqa: E731
@@ -107,3 +108,5 @@ def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypat
     assert len(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["problems"]) == 2
     assert command.main(call) == 0
     assert "7 of 8 cells new" in capsys.readouterr().out
+    assert command.main([x.replace("my_rules:", "my_rules.even:") for x in call]) == 0
+    assert "2 of 8 cells new" in capsys.readouterr().out  # another rule of this name
