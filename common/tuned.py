@@ -28,6 +28,7 @@ from .locks import writer_lock
 from .machine import processor
 from .pool import perform_all
 from .progress import Progress
+from .signals import Terminated
 from .study import Numbers
 from .tables import markdown, write_png
 
@@ -314,8 +315,8 @@ def command(study: Study, argv: Sequence[str] | None) -> int:
     except (DataError, Died, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         runs = len(record.runs) if record else 0
         print(f"\nstopped; {given.record} has {runs} runs, and the same command goes on")
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 0

@@ -1,7 +1,9 @@
 """The second study of images: what it tries, what it can see, what it says of made-up runs."""
 
 import math
+import os
 import re
+import signal
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,9 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     call = [f"--record={record.path}", "run", f"--data={tmp_path}", f"--out={tmp_path}"]
     assert power.main(call) == 0
     assert f"{len(record.runs)} runs of power.json are of other code" in capsys.readouterr().out
+    for number in (signal.SIGINT, signal.SIGTERM):
+        monkeypatch.setattr(power, "performer", lambda *of, n=number: os.kill(os.getpid(), n))
+        assert power.main(call) == 128 + number
 
 
 def test_analyses():
