@@ -43,15 +43,15 @@ def first_words(outcomes: Outcomes) -> str:
         for rule in dict.fromkeys(cell.rule for cell in outcomes)
     }
     by_rule = ", ".join(f"{rule} {median(x):+.1%}" for rule, x in own.items() if x)
+    by_rule = by_rule and f" With {NAMES['safe']} by rule: {by_rule}."
     for way, values in final_losses(outcomes).items():
-        worse = sum(x > 0 for x in values)
         said.append(
             f"with {NAMES[way]} {median(values):+.1%} in the median over {len(values)} settings "
-            f"({min(values):+.1%} to {max(values):+.1%}), higher in {worse}"
+            f"({min(values):+.1%} to {max(values):+.1%}), higher in {sum(x > 0 for x in values)}"
         )
     return (
         "The final loss is not what this improves. Against the same rule on J Jᵀ, the mean loss at "
-        f"the end is {'; '.join(said)}. With {NAMES['safe']} by rule: {by_rule}."
+        f"the end is {'; '.join(said)}.{by_rule}"
     )
 
 

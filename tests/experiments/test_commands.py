@@ -81,6 +81,7 @@ def test_a_command_writes_finite_numbers_and_goes_on(name, tmp_path, monkeypatch
     json.loads(results.read_text(encoding="utf-8"), parse_constant=pytest.fail)
     table = results.with_name("table.md").read_text(encoding="utf-8")
     assert table.count("\n|") > 1
+    assert ": ." not in table  # a sentence whose list is empty
     if name != "conflict":  # where no sign is the wrong one for a cosine of 0
         assert "nan" not in table.split()
     for picture in results.parent.glob("*.png"):
