@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deepchem 2.8.0: a batch of one molecule is predicted as a square of numbers, in the first task's units in its first row.
+# deepchem 2.8.0: a batch of one molecule is predicted as a square of numbers, a row in the units of each task.
 #
 # model.predict(data, [transformer]) undoes the normalisation of labels batch by batch. Where a batch holds one
 # molecule, NormalizationTransformer and MinMaxTransformer take that axis for the one of a single task, and
@@ -10,7 +10,7 @@
 #     shape, with the transformer   (3, 3, 1)    (2, 3, 1)    (100, 3, 1)    (103, 3, 1)    (102, 3, 1)
 #     its last row, about           100 100 100  10 -5 100    10 -5 100      100 100 100    10 -5 100
 #     row of the odd molecule       10 10 10                                 10 10 10
-# The first row that belongs to the molecule should be about 10, -5, 100. No call warns of it; evaluate() raises
+# The row should be about 10, -5, 100. No call warns of it; evaluate() raises
 # an error about shapes for 101 molecules.
 #
 # Why it matters: to predict one molecule at a time, and read the first row, gives each task a number of the first

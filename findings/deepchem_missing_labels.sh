@@ -27,7 +27,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv" || exit 2
-"$folder/venv/bin/pip" install -q deepchem==2.8.0 numpy==2.4.6 scikit-learn==1.9.1 scipy==1.17.1 pandas==3.1.1 joblib==1.6.0 rdkit==2026.9.1 || exit 2
+"$folder/venv/bin/pip" install -q deepchem==2.8.0 numpy==2.4.6 scikit-learn==1.9.1 scipy==1.17.1 pandas==3.1.1 \
+    joblib==1.6.0 rdkit==2026.9.1 || exit 2
 cd "$folder"
 "$folder/venv/bin/python" -W ignore - 2>"$folder/errors" <<'END' || { status=$?; tail -3 "$folder/errors"; exit $status; }
 import logging
@@ -103,8 +104,8 @@ for share in (0.0, 0.25, 0.5, 0.84):
     scaled = dc.trans.NormalizationTransformer(transform_y=True, dataset=data).transform(data).y[there, 1]
     row += [scaled.astype(float).mean(), scaled.astype(float).std()]
     rows[share] = row
-    print(f"missing {share:.2f}: AUC {row[0]:.3f} evaluate {row[1]:.3f}, worse one AUC {row[2]:.3f} evaluate {row[3]:.3f}, "
-          f"MAE {row[4]:.2f} R2 {row[5]:.2f}, normalised {row[6]:.2f} +- {row[7]:.2f}")
+    print(f"missing {share:.2f}: AUC {row[0]:.3f} evaluate {row[1]:.3f}, worse one AUC {row[2]:.3f} "
+          f"evaluate {row[3]:.3f}, MAE {row[4]:.2f} R2 {row[5]:.2f}, normalised {row[6]:.2f} +- {row[7]:.2f}")
 try:
     evaluate(data, answers, "regression", "pearson_r2_score", use_sample_weights=True)
     pearson = "no error"

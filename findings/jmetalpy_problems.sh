@@ -9,7 +9,7 @@
 #     LIRCMOP5, 6    f2 has 7057 added, and f1 .7057, which is the paper's number for both. The constraints are
 #                    computed from f2 and never bind: near the Pareto set 0 of 1,000 points are infeasible, where
 #                    with .7057 half of them are. (LIRCMOP7 and 8 raise an error at every point.)
-#     Binh2          its two constraints are always 0. pymoo's BNH, with the same objectives, has 7 % of points infeasible
+#     Binh2          its two constraints are always 0. pymoo's BNH, of the same objectives, has 7 % infeasible
 #     RE41, RE61     the last objective, to be minimised, is the sum of violations by the paper. Here it is the sum of
 #                    what is left of constraints that are satisfied: 62,484 or more for each of 1,838 designs of
 #                    RE61 that violate nothing, and nothing for a violation
@@ -101,7 +101,8 @@ for k in range(1, 11):
         second = points[0].copy()
         second[1] = points[1][1]
         same = (jmetal(ours, second)[0] == jmetal(ours, points[0])[0]).all()
-        print(f"UF{k}: differs by {apart:.2g}, Platypus from the definition by {formula:.0e}, second variable unread: {same}")
+        print(f"UF{k}: differs by {apart:.2g}, Platypus from the definition by {formula:.0e}, "
+              f"second variable unread: {same}")
         seen[f"UF{k}"] = apart > 0.2 and formula < 1e-12 and same == (k != 9)
     else:
         seen[f"UF{k} right"] = apart < 1e-12
@@ -138,7 +139,8 @@ points = rng.random((1000, 2)) * [5, 3]
 found = np.array([jmetal(ours, x)[1] for x in points])
 infeasible = (other.evaluate(points)[1] > 0).any(1).mean()
 same = all(np.allclose(jmetal(ours, x)[0], other.evaluate(x)[0]) for x in points[:20])
-print(f"Binh2: constraints {found.min()} to {found.max()}, infeasible by pymoo {infeasible:.2f}, same objectives {same}")
+print(f"Binh2: constraints {found.min()} to {found.max()}, infeasible by pymoo {infeasible:.2f}, "
+      f"same objectives {same}")
 seen["Binh2"] = not found.any() and infeasible > 0.01 and same
 
 

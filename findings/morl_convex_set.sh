@@ -22,8 +22,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv" || exit 2
-"$folder/venv/bin/pip" install -q --no-deps morl-baselines==1.3.0 || exit 2 # the rest of it is for training
 "$folder/venv/bin/pip" install -q mo-gymnasium==1.3.2 numpy==2.3.5 scipy==1.17.1 || exit 2
+"$folder/venv/bin/pip" install -q --no-deps morl-baselines==1.3.0 || exit 2 # the rest of it is for training
 "$folder/venv/bin/python" -W ignore - <<'END'
 import sys
 from importlib.metadata import version
