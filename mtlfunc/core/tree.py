@@ -91,7 +91,7 @@ def assign_gradients(module: nn.Module, grads: Params) -> None:
         leaf.grad = None
         if (grad := grads.get(name)) is not None:  # fused optimizers take it for laid out alike
             own = grad.stride() == leaf.stride() and grad.data_ptr() not in taken
-            taken.add(grad.data_ptr())
+            taken |= {grad.data_ptr()} - {0}  # which stands for no memory
             leaf.grad = grad.detach() if own else torch.empty_like(leaf).copy_(grad.detach())
 
 
