@@ -243,6 +243,14 @@ def test_pcd_edge_cases():
     assert mf.aggregate(mf.pcd(0.02), opposite).tolist() == pytest.approx([-1.0, 0.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_pcd_of_a_gramian_in_half_precision_sees_the_conflict(dtype):
+    """At 120 degrees g₁ + ½g₂ is at a right angle to g₂, and √¾ long."""
+    gramian = torch.block_diag(torch.tensor([[1.0, -0.5], [-0.5, 1.0]]), torch.eye(3)).to(dtype)
+    expected = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0]).double() / 0.75**0.5
+    near(mf.weights(mf.pcd(0.0), gramian).double(), expected, 2 * torch.finfo(dtype).eps)
+
+
 def test_pcd_with_tasks_absent():
     J, losses, rule = jacobian("gaussian", 5, 3), losses_of(5), mf.pcd(0.3)
     present = torch.tensor([True, False, True, True, False])

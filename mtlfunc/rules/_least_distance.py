@@ -7,7 +7,7 @@ from torch.nn.functional import pad
 
 from ..solvers import dual_cone
 from ..solvers.default import weights_of
-from ..solvers.problems import or_one, root
+from ..solvers.problems import or_one, root, rounding
 from ..types import Solver
 
 
@@ -49,7 +49,7 @@ def least_distance(
     lifted = pad(unit, (1, 0, 1, 0)) + edge[:, None] * edge
     v = weights_of(dual_cone(lifted, pad(torch.zeros_like(h), (1, 0), value=1.0)), solver)
     square = v[0] - h @ v[1:]  # ‖z‖²
-    apart = square > 64 * len(v) * torch.finfo(h.dtype).eps * (1 + h.abs() @ v[1:].abs())
+    apart = square > 8 * rounding(len(v), h.dtype) * (1 + h.abs() @ v[1:].abs())
     multipliers = torch.where(apart, v[1:] / square.where(apart, 1.0), 0.0)
     feasible = apart & (unit @ multipliers >= h - torch.finfo(h.dtype).eps ** 0.5).all()
     return torch.where(feasible, scale * multipliers / n, 0.0), feasible
