@@ -423,6 +423,15 @@ def test_conicgrad_of_gradients_of_unlike_lengths_has_no_unit():
             near(found / unit, given, 0.0, 1e-9 * float(given.norm()), msg=f"{seed}")
 
 
+def test_conicgrad_of_a_gramian_in_half_precision_is_that_of_its_vectors():
+    rows = torch.eye(8, dtype=F64) + 0.25 * jacobian("gaussian", 8, 4)[:, :8]
+    expected = mf.aggregate(mf.conicgrad(0.2), rows)
+    for dtype in (torch.float16, torch.bfloat16):
+        weights = mf.weights(mf.conicgrad(0.2), (rows @ rows.mT).to(dtype)).double()
+        eps = torch.finfo(dtype).eps
+        near(weights @ rows, expected, 0.0, 8 * eps * float(expected.norm()))
+
+
 def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():
     key = torch.Generator().manual_seed(3)
     for seed in range(8):  # numbers of both signs have one direction in the cone, their mean's

@@ -8,7 +8,7 @@ from ..core.checks import check_scalar, poison
 from ..core.operators import define, leading_shape
 from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
-from ..solvers.problems import MinNorm, or_one, resolution, root
+from ..solvers.problems import MinNorm, or_one, precision, resolution, root
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_if_any, reading
 
@@ -62,7 +62,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         moved = gramian.diagonal() != 0
         filled, restore = fill_absent(gramian, geometry.present & moved)
         p, some = preference_if_any(geometry, preference, gramian)
-        others, eps = p.where(moved, 0.0).double(), torch.finfo(gramian.dtype).eps
+        others, eps = p.where(moved, 0.0).double(), precision(len(p), gramian.dtype)
         weights = restore(_best_in_cone(filled.double(), others, c, eps).to(gramian.dtype))
         return poison(some * weights.where(moved, p), fill_absent(gramian, geometry.present)[0]), ()
 
