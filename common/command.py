@@ -166,31 +166,32 @@ def alone_in(out: Path) -> Iterator[None]:
         raise DataError(str(error)) from error
 
 
-def finish(body: Callable[[], None], out: Path) -> int:
+def finish(body: Callable[[], int | None], out: Path, again: str = "the same command") -> int:
     """Run a study to its end, or say why not and what is kept.
 
     Args:
-        body: the study.
+        body: the study; its exit status, None is 0.
         out: its folder, whose `cells` holds one file a finished run.
+        again: what goes on with them.
 
     Returns:
-        the exit status: 0; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot be read or
-        a folder that another study holds; 1 for a full disk, a closed output or a worker that died.
-        Other errors are raised.
+        the exit status: that of `body`; 130 after Ctrl-C; 143 after SIGTERM; 2 for data that cannot
+        be read or a folder that another study holds; 1 for a full disk, a closed output or a worker
+        that died. Other errors are raised.
     """
 
     def say(what: str, status: int) -> int:
         kept = sum(1 for _ in (out / "cells").rglob("*.json"))
         print(
-            f"\n{what}; {kept} finished runs are kept in {out / 'cells'}, of all settings, and the "
-            "same command goes on from its own",
+            f"\n{what}; {kept} finished runs are kept in {out / 'cells'}, of all settings, and "
+            f"{again} goes on from its own",
             file=sys.stderr,
         )
         return status
 
     try:
         with alone_in(out):
-            body()
+            return body() or 0
     except Terminated:
         return say("terminated", 143)
     except KeyboardInterrupt:
@@ -204,4 +205,3 @@ def finish(body: Callable[[], None], out: Path) -> int:
         return say(f"stopped: {error.strerror}", 1)
     except Died as error:
         return say(f"stopped: a worker died ({error}); fewer workers may help", 1)
-    return 0

@@ -79,7 +79,7 @@ def _fill(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study; 0 when done, 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run the study; the exit status is that of `command.finish`."""
     parser = _parser()
     asked = parser.parse_args(argv)
     settings = SHORT if asked.quick else Settings()
@@ -99,11 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.workers = asked.workers or (1 if there else command.two())
     default = HERE / "out" / ("quick" if asked.quick else "") / there
     out = command.usable(asked.out or default, parser)
-    try:
-        with command.alone_in(out):
-            return _run(asked, settings, names, entrants, out)
-    except command.DataError as error:
-        parser.error(str(error))
+    again = "the same command" + " without --fresh" * asked.fresh
+    return command.finish(lambda: _run(asked, settings, names, entrants, out), out, again)
 
 
 def _run(

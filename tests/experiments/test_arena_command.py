@@ -1,13 +1,16 @@
 """The arena from a notebook: broken rules and refusals; and what its command keeps."""
 
+import errno
 import json
 import math
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import mtlfunc as mf
+from common.jobs import Died
 from experiments.arena import __main__ as command
 from experiments.arena.contestants import CONTESTANTS
 from mtlfunc.studies.arena import STATIC, Settings, arena, compete, contest, contestants, standard
@@ -105,6 +108,13 @@ def test_a_broken_cell_is_made_anew_and_is_the_contest_alone(tmp_path, monkeypat
         patch.setattr(command, "perform_all", stops)
         assert command.main([*call, "--fresh"]) == 130
     assert "The same command without --fresh goes on" in capsys.readouterr().err
+    for error in (OSError(errno.ENOSPC, "No space left"), Died("killed for memory perhaps")):
+        with monkeypatch.context() as patch:
+            patch.setattr(command, "perform_all", Mock(side_effect=error))
+            assert command.main(call) == 1
+        said = capsys.readouterr().err
+        assert error.args[-1] in said
+        assert "finished runs are kept" in said
     assert len(json.loads((tmp_path / "out" / "results.json").read_text("utf-8"))["problems"]) == 2
     assert command.main(call) == 0
     assert "7 of 8 cells new" in capsys.readouterr().out
