@@ -40,6 +40,7 @@ def _parser():
         SEEDS,
     )
     said = f"comma-separated, from {', '.join(PROBLEMS)} (default: all; with --quick two)"
+    said += f"; on {', '.join(HARD)} run {', '.join(MEET)} alone"
     found.add_argument("--problems", type=among(list(PROBLEMS)), metavar="A,B,…", help=said)
     found.add_argument("--seconds", type=positive, help="of a run, instead of the size's")
     return found
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings, tuning, problems = SIZES[size]
     settings = settings._replace(seconds=given.seconds or settings.seconds)
     problems = tuple(given.problems or problems)
+    if {*problems} <= {*HARD} and not {*given.rules} & {*MEET}:
+        parser.error(f"argument --rules: on these problems run {', '.join(MEET)} alone; add one")
     seeds = command.seeds_of(given)
     there = given.device.type != "cpu"
 

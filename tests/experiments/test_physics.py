@@ -10,13 +10,21 @@ from scipy.integrate import solve_ivp
 from torch.func import functional_call, grad, hessian, vmap
 
 import mtlfunc as mf
+from experiments.physics import __main__ as command
 from experiments.physics import references
 from experiments.physics.methods import LENGTHS, METHODS, ntk_weights
-from experiments.physics.problems import PROBLEMS, VISCOSITY
+from experiments.physics.problems import HARD, PROBLEMS, VISCOSITY
 from experiments.physics.references import ALLEN_CAHN, KORTEWEG, LAST, REACTION, evolution
 from tests.support.oracles import literal as rows
 
 CPU = torch.device("cpu")
+
+
+def test_rules_that_run_on_none_of_the_problems_are_refused(tmp_path, capsys):
+    call = ["--quick", "--rules=MGDA", f"--problems={next(iter(HARD))}", f"--out={tmp_path}"]
+    with pytest.raises(SystemExit):
+        command.main(call)
+    assert f"run {', '.join(command.MEET)} alone" in capsys.readouterr().err
 
 
 def test_burgers_integral_is_the_spectral_solution():
