@@ -276,7 +276,7 @@ def alone_table(
             line += [bracket(found[name].mixed, 1), bracket(found[name].drawn, 1)]
             verdict = said(found[name].mixed.mean, adjusted.get(name, 1.0))
             verdict = {"above": "worse", "below": "better"}.get(verdict, verdict)
-            verdict = verdict if math.isfinite(found[name].mixed.mean) else "failed"
+            verdict = verdict if all(map(math.isfinite, levels[name].values())) else "failed"
             given = [f"{adjusted[name]:.2g}", f"**{verdict}**"] if name in rivals else ["–", "–"]
             lines.append(line + given)
         else:

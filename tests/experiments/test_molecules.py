@@ -130,6 +130,9 @@ def test_a_made_up_study(tmp_path, capsys):
     assert [x.split("|")[1].strip() for x in rows[-2:] if "**failed**" in x] == ["uw", "dwa"]
     assert "order of 9 methods" in text
     assert "Left out, since a run failed: dwa, uw." in text
+    at = Cell("", "mean", "", record.chosen("", "mean"), 104)
+    record.runs[str(at)] = [0, None, 20, *[None] * 11]
+    assert study.shown(record)[0].count("**failed**") == 2  # whom nothing compares has not failed
     (failed, *_) = train.SINGLE
     record.runs[str(Cell("", failed, "", record.chosen("", failed), 104))] = [0, None, 20, None]
     with pytest.raises(DataError, match=f"no finite error of {failed}, seed 104: without its line"):
