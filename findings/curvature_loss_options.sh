@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# curvlinops 3.0.1, BackPACK 1.7.1: weights of classes and ignored targets are left out of the curvature, without a word.
+# curvlinops 3.0.1, BackPACK 1.7.1: weights of classes and ignored targets are left out of the curvature.
 #
 # curvlinops lists CrossEntropyLoss and BCEWithLogitsLoss as supported. Its GGN and Hessian call the loss, its
 # Fisher, KFAC and EKFAC have a formula that knows the reduction alone, or take gradients of sampled labels
@@ -15,8 +15,8 @@
 #     targets are probabilities, one-hot            1.00     4.00    4.09     4.10
 #     BCE with pos_weight=10                        .31      .31     .31      15.2
 #     BCE with weight 1, 1, 0, 0                    2.13     2.13    2.18     1.02
-# With reduction="mean" the curvature at ignored rows takes the place of half of that of the others. No call warns
-# of it, and curvlinops' own check that an operator is deterministic passes. The 1.02 is KFAC's approximation.
+# With reduction="mean" the curvature is the mean over all rows, ignored ones included. No call warns of it. The
+# 1.02 is KFAC's approximation.
 #
 # Why it matters: pixels and tasks without a label are -100, and pos_weight is how rare labels are trained. Laplace
 # approximations, natural gradients and influences then use another loss than the one that was trained: a class
@@ -27,7 +27,8 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv" || exit 2
-"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 curvlinops-for-pytorch==3.0.1 backpack-for-pytorch==1.7.1 || exit 2
+"$folder/venv/bin/pip" install -q torch==2.13.0 numpy==2.4.6 curvlinops-for-pytorch==3.0.1 \
+    backpack-for-pytorch==1.7.1 || exit 2
 "$folder/venv/bin/python" - <<'END'
 import copy
 import sys

@@ -30,7 +30,7 @@ python3 -m venv "$folder/venv" || exit 2
 "$folder/venv/bin/pip" install -q deepchem==2.8.0 numpy==2.4.6 scikit-learn==1.9.1 scipy==1.17.1 pandas==3.1.1 \
     joblib==1.6.0 rdkit==2026.9.1 || exit 2
 cd "$folder"
-"$folder/venv/bin/python" -W ignore - 2>"$folder/errors" <<'END' || { status=$?; tail -3 "$folder/errors"; exit $status; }
+"$folder/venv/bin/python" -W ignore - 2>errors <<'END' || { status=$?; tail -3 errors; exit $status; }
 import logging
 import sys
 

@@ -39,7 +39,7 @@ start = torch.randn(20, 8)
 start = (start - start.mean()) / start.std(unbiased=False)
 graph = torch.zeros(20, dtype=torch.long)
 out = torch.randn(20, 8)
-seen, told = {}, []
+seen = {}
 with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("always")
     norm = LayerNorm(8)

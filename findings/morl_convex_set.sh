@@ -3,7 +3,7 @@
 #
 # filter_convex_dominated, and ParetoArchive(convex_hull=True) by it, say that they return a convex coverage set: the
 # points that are best for some weights of the objectives that are not negative. They take all corners of the
-# convex hull instead, its lower side included, and drop what is Pareto dominated. Seen, both objectives larger is better:
+# convex hull instead, its lower side included, and drop what is Pareto dominated. Seen, where larger is better:
 #                                                           points    kept    best for some weights
 #     (0, 10), (10, 0), (1, 1)                                   3       3       2
 #     deep-sea-treasure-concave-v0, its Pareto front            10       7       2

@@ -25,11 +25,11 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv" || exit 2
-"$folder/venv/bin/pip" install -q numpy==1.26.4 pandas==2.3.3 scikit-learn==1.9.1 rdkit==2023.9.6 huggingface_hub==0.36.0 \
-    fuzzywuzzy==0.18.0 requests==2.34.2 tqdm==4.70.1 packaging==26.4 || exit 2
+"$folder/venv/bin/pip" install -q numpy==1.26.4 pandas==2.3.3 scikit-learn==1.9.1 rdkit==2023.9.6 \
+    huggingface_hub==0.36.0 fuzzywuzzy==0.18.0 requests==2.34.2 tqdm==4.70.1 packaging==26.4 || exit 2
 "$folder/venv/bin/pip" install -q --no-deps pytdc==1.1.15 || exit 2 # what it needs besides is for models and cells
 cd "$folder"
-"$folder/venv/bin/python" -W ignore - 2>"$folder/errors" <<'END' || { status=$?; tail -3 "$folder/errors"; exit $status; }
+"$folder/venv/bin/python" -W ignore - 2>errors <<'END' || { status=$?; tail -3 errors; exit $status; }
 import sys
 from importlib.metadata import version
 
