@@ -13,6 +13,7 @@ from torch.func import functional_call
 import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from tests.support.balancers import untouched
+from tests.support.functions import custom
 from tests.support.loops import reloaded
 from tests.support.oracles import rows_by_name
 from tests.support.problems import F64, TrunkAndHeads
@@ -360,18 +361,11 @@ def _gone(losses):
 def test_freeing_runs_no_hook_and_no_custom_backward(net):
     seen = []
 
-    class Twice(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, one):
-            return 2 * one
-
-        @staticmethod
-        def backward(ctx, *grads):
-            seen.append(grads[0].abs().sum().item())
-            return 2 * grads[0]
-
+    twice = custom(
+        lambda ctx, x: 2 * x, lambda ctx, grad: seen.append(grad.abs().sum().item()) or 2 * grad
+    )
     balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk.*", engine="rows"))
-    losses = scalars([Twice.apply(out) for out in net(X)], Y)
+    losses = scalars([twice(out) for out in net(X)], Y)
     balancer.backward(losses)
     assert len(seen) == len(losses)
     assert all(seen)

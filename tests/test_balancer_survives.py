@@ -13,6 +13,7 @@ import mtlfunc as mf
 from mtlfunc.gradients.layerwise import plan
 from mtlfunc.gradients.losses import parse_losses
 from mtlfunc.gradients.run import live
+from tests.support.functions import custom
 from tests.support.oracles import F64, near, rows_of
 
 X = torch.randn(6, 4, dtype=F64, generator=torch.Generator().manual_seed(2))
@@ -286,39 +287,24 @@ def test_parameters_that_change_names_or_go():
 
 def test_gradients_that_a_backward_of_ones_own_keeps():
     x = torch.ones(3)
-
-    class Dot(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, w):
-            return (w * x).sum()
-
-        @staticmethod
-        def backward(ctx, *grads):
-            return x
-
+    dot = custom(lambda ctx, w: (w * x).sum(), lambda ctx, grad: x)
     net = nn.ParameterDict({"trunk": torch.randn(3), "head": torch.randn(3)})
     balancer = mf.Balancer(net, mf.mgda(), mf.jacobian("trunk", heads="own"))
     for _ in range(2):
-        losses = [net["trunk"].square().sum() + Dot.apply(net["head"]), net["trunk"].sum()]
+        losses = [net["trunk"].square().sum() + dot(net["head"]), net["trunk"].sum()]
         balancer.backward(losses)
     assert torch.equal(x, torch.ones(3))
     assert torch.equal(net["head"].grad, 2 * x)
 
 
 def test_gradients_that_a_backward_of_ones_own_leaves_with_a_graph():
-    class HalfSquare(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, w):
-            ctx.save_for_backward(w)
-            return w.square().sum() / 2
-
-        @staticmethod
-        def backward(ctx, *grads):
-            return ctx.saved_tensors[0]  # one pass per loss, whose cotangent is 1
-
+    half_square = custom(
+        lambda ctx, w: ctx.save_for_backward(w) or w.square().sum() / 2,
+        lambda ctx, grad: ctx.saved_tensors[0],  # one pass per loss, whose cotangent is 1
+    )
     net = nn.ParameterDict({"w": torch.arange(1.0, 4.0)})
     balancer = mf.Balancer(net, mf.mgda())
-    info = balancer.backward([HalfSquare.apply(net["w"]), net["w"].sum()])
+    info = balancer.backward([half_square(net["w"]), net["w"].sum()])
     grad = net["w"].grad
     near(grad, info.weights[0] * net["w"].detach() + info.weights[1])
     assert not any(x.requires_grad for x in (grad, info.gramian, info.weights))

@@ -15,6 +15,7 @@ from mtlfunc.core import tree
 from mtlfunc.core.transforms import lanes
 from mtlfunc.core.tree import select
 from mtlfunc.gradients import backward
+from tests.support.functions import custom
 from tests.support.memory import Largest
 from tests.support.oracles import literal, rows_of, same
 from tests.support.problems import (
@@ -263,18 +264,8 @@ def test_inference_mode_changes_nothing(name):
     same(got, expected, 1e-12, 1e-14)
 
 
-class OldStyle(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, *grad_outputs):
-        return 2 * grad_outputs[0]
-
-
 def _old_style(losses):
-    return 0.5 * OldStyle.apply(losses)
+    return 0.5 * custom(lambda ctx, x: 2 * x, lambda ctx, grad: 2 * grad)(losses)
 
 
 def _retained(losses):
@@ -288,7 +279,7 @@ def _retained(losses):
 def test_functions_with_ctx_and_retained_gradients(name, what):
     plain = _losses_of(name)
     if name == "sample_gramian" and what is _old_style:  # the graph shows nothing of its samples
-        with pytest.raises(ValueError, match="samples mix in OldStyle, of which nothing is known"):
+        with pytest.raises(ValueError, match="samples mix in Custom, of which nothing is known"):
             CALLS[name](lambda p, b: what(plain(p, b)))
     elif name != "sample_gradients":  # a vmap over samples
         close(CALLS[name](lambda p, b: what(plain(p, b))), CALLS[name](plain))

@@ -11,6 +11,7 @@ import mtlfunc as mf
 from common.memory import peak
 from tests.support.balancers import untouched
 from tests.support.every import every
+from tests.support.functions import custom
 from tests.support.oracles import near
 from tests.support.registry import RULES
 
@@ -241,26 +242,18 @@ def test_a_batch_without_labels_is_a_step_of_zero():
         assert moved == bool(info.gramian.any()) == any(present)
 
 
-class PassesItself(torch.autograd.Function):
-    """Whose backward adds to `.grad`."""
-
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.weight = weight
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, *grads):
-        with torch.enable_grad():
-            ctx.weight.sum().backward()
-        return grads[0], None
-
-
 def test_a_backward_inside_that_calls_backward():
     net: Any = network()
     batch = next(loader())
     weight = net["trunk"][0].weight
-    wrong = {n: lambda n=n: PassesItself.apply(loss_of(net, batch, n), weight) for n in NAMES}
+
+    def adds_to_grad(ctx, grad):
+        with torch.enable_grad():
+            weight.sum().backward()
+        return grad
+
+    passes = custom(lambda ctx, x: x.clone(), adds_to_grad)
+    wrong = {n: lambda n=n: passes(loss_of(net, batch, n)) for n in NAMES}
     balancer = mf.Balancer(net, mf.mgda(), rows())
     weight.grad = torch.ones_like(weight)
     with untouched(net, balancer), pytest.raises(RuntimeError, match=r"\['depth'\]: .*calls back"):

@@ -16,6 +16,7 @@ from torch.overrides import get_overridable_functions, resolve_name
 
 import mtlfunc as mf
 from mtlfunc import physics
+from tests.support.functions import custom
 
 F64 = torch.float64
 
@@ -221,14 +222,8 @@ def test_relu_has_a_gradient_and_no_laplacian() -> None:
             physics.directional(lambda p, x, kink=kink: kink(x), params, x, x[0], 2)
 
 
-class Reversed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return -grads[0]
+def _reversed(x):
+    return custom(lambda ctx, x: x, lambda ctx, grad: -grad)(x)
 
 
 def _under(mode):
@@ -267,7 +262,7 @@ UNKNOWN = {  # what is refused, and how its name is spelled
     "inference": (_under(torch.inference_mode), "inference_mode"),
     "set": (_under(lambda: torch.set_grad_enabled(False)), r"set_grad_enabled\(False\)"),
     "decorated": (lambda p, x: x + torch.no_grad()(torch.sin)(x), r"sin .* under torch\.no_grad"),
-    "a Function": (lambda p, x: Reversed.apply(x), "Reversed is an autograd.Function"),
+    "a Function": (lambda p, x: _reversed(x), "Custom is an autograd.Function"),
 }
 MIXED = {
     "over points": (lambda p, x: x - x.mean(0), "mean over the first axis"),
