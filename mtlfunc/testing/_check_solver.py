@@ -121,7 +121,7 @@ def check_solver(
             unanswered[kind] = f"{mark}{len(refused)} problems of {where} tasks, {refused[0][1]}"
         failing = [instance for instance, verdict in found if verdict.wrong]
         if failing:
-            examples[kind] = counterexample(solver, kind, tolerance, failing)
+            examples[kind] = counterexample(solver, kind, tolerance, sizes[0], failing)
         for claim in said:
             said[claim] = said[claim] or CLAIMS[claim](solver, kind, tolerance, counts)
     return SolverReport(label, tolerance, sizes, tuple(rows), examples, not_taken, unanswered, said)
@@ -164,15 +164,15 @@ def rows_of(kind: str, found: list[tuple[Instance, Verdict]]) -> list[SolverRow]
 
 
 def counterexample(
-    solver: AnySolver, kind: str, tolerance: float, failing: list[Instance]
+    solver: AnySolver, kind: str, tolerance: float, fewest: int, failing: list[Instance]
 ) -> Counterexample:
-    """The failing instance with the fewest tasks, made smaller."""
+    """The failing instance with the fewest tasks, made smaller, with no fewer tasks than asked."""
     first = min(failing, key=lambda each: (len(each.rows), abs(each.exponent)))
 
     def verdict(instance: Instance) -> Verdict:
         return judge(solver, instance.problem(kind), tolerance)
 
-    least = shrink(lambda instance: bool(verdict(instance).wrong), first)
+    least = shrink(lambda x: len(x.rows) >= fewest and bool(verdict(x).wrong), first)
     rows, last = least.rows * 10.0**least.exponent, verdict(least)
     wrong = last.wrong or "it was wrong here once, and not again: its answers do not repeat"
     return Counterexample(least.problem(kind), rows, last.weights, wrong, first.family)
