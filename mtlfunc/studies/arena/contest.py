@@ -77,7 +77,7 @@ def arena(
     for name in ("seeds", "tuning"):
         check_count(getattr(settings, name), f"settings.{name}")
     check_scalar(settings.budget, "settings.budget", positive=True)
-    known, others = standard(), contestants(REFERENCES if against is None else against)
+    known, others = standard(), contestants(REFERENCES if against is None else against, {STATIC})
     if isinstance(problems, Mapping):
         chosen = dict(problems)
     else:
