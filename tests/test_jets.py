@@ -67,7 +67,7 @@ OPERATIONS = {  # of h [n, 4], which depends on x, and a weight W [4, 3]
     "layer_norm": lambda h, W: _layer_norm(h, W[:, 0], W[:, 1]) * _layer_norm(h),
     "powers": lambda h, W: 2.0**h + (h * h + 1) ** h + W.square()[:, 0] ** h.sin(),
     "where": lambda h, W: (
-        torch.where(h > 0.1, h.sin(), W[:, 0]) + h.masked_fill(h < 0, 2.0) * h % 0.3),
+        torch.where(h > 0.1, h.sin().where(h < 1, h), W[:, 0]) + h.masked_fill(h < 0, 2) * h % 0.3),
     "integers": lambda h, W: h / torch.tensor(3) + torch.tensor([3, 7, 9, 1]) ** h,
     "numbers": lambda h, W: np.float64(2) * torch.as_tensor(h) / torch.mul(input=h, other=h).add(1),
     "transpose": lambda h, W: h.unflatten(1, (2, 2)).transpose(1, 2) * h.flip(1).reshape(-1, 2, 2),

@@ -637,6 +637,7 @@ _OPERATIONS = _spelled(
     },
     False,
 )
+_OPERATIONS[Tensor.where] = (lambda input, condition, other: _where(condition, input, other), True)
 for _special in dir(Tensor):  # Python asks the class for these
     _method = getattr(Tensor, _special)
     _new = not hasattr(Jet, _special) and _special not in ("__setstate__", "__torch_dispatch__")
