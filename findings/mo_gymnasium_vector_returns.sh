@@ -2,8 +2,8 @@
 # mo-gymnasium 1.3.2: in vectorised environments an episode's discounted return holds those of all episodes before it.
 #
 # MORecordEpisodeStatistics of a vector environment reports an episode's return "r", discounted return "dr" and length
-# "l". A vector environment starts its next episode by itself, and "dr" is not set back then. Seen for deep sea treasure,
-# right once and down thrice, again and again, gamma .9:
+# "l". A vector environment starts its next episode by itself, and "dr" is not set back then. Seen for deep sea
+# treasure, right once and then down, again and again, gamma .9:
 #     episode                        1              2               3               10
 #     r                              8.2, -3        8.2, -3         8.2, -3         8.2, -3
 #     dr                             6.64, -2.71    13.28, -5.42    19.93, -8.13    66.42, -27.1

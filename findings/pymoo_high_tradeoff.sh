@@ -59,7 +59,8 @@ seen = {}
 before = told_of()
 points = {}
 for radius in (0.01, 0.02, 0.05, 0.125, 0.3, 2.0):
-    points[radius] = [first[x].round(4).tolist() for x in (HighTradeoffPoints(epsilon=radius)(front), within(front, radius))]
+    both = HighTradeoffPoints(epsilon=radius)(front), within(front, radius)
+    points[radius] = [first[x].round(4).tolist() for x in both]
     print(f"epsilon {radius}: found {points[radius][0]}, within that radius {points[radius][1]}")
 seen["all the same"] = all(found == [0.445, 0.555] for found, _ in points.values())
 seen["by radius"] = all((right == [0.445, 0.555]) == (radius == 0.125) for radius, (_, right) in points.items())
