@@ -14,8 +14,8 @@
 #     sum of each outcome's own                            37.5           5.51
 #     MultiTaskGP                                          -1e6           -.81
 #     torch's, of its mean and covariance, by task         18.0           -.81
-# The sum of two such distributions, one by each order, adds covariances entry by entry, and so is a KL divergence
-# of one from the other: 20.0 between the two above, which are the same. No call warns of it.
+# A KL divergence of one order from the other compares covariances entry by entry: 20.0 between the two above, which
+# are the same distribution. No call warns of it.
 #
 # Why it matters: the log density of held-out values is how models of several tasks are compared, and a likelihood
 # that is maximised. It is wrong in size and in gradient, and with outcomes of similar values nothing shows it.

@@ -4,7 +4,7 @@
 # MeanMetric, SumMetric, MaxMetric, MinMetric and CatMetric with nan_strategy=0.0 "impute" each NaN by 0, by their page.
 # They write it into the caller's tensor, and into that of the weights a 1. Seen for values (2, NaN):
 #     the caller's values after update or forward, nan_strategy=0.0                   2, 0
-#                                          nan_strategy "ignore", "warn", "disable"   2, NaN
+#                                          nan_strategy "ignore", "disable"           2, NaN
 #     the next metric, MeanMetric(nan_strategy="ignore"), of the same tensor          1      (alone 2)
 #     the next loss of the loop, losses.mean()                                        1      (alone NaN)
 #     its gradient, where the NaN is 0/0 of the network                               NaN
