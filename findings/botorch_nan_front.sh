@@ -10,7 +10,8 @@
 #     the same with (NaN, NaN) in its place               1000 points: the 5, 1001 points: that point alone
 #     the same with -inf in place of NaN                  as the page says, in both
 # infer_reference_point of the front of 1000 is NaN in the first objective. With minimize, and in a batch of sets, the
-# same. The partitionings raise an error for NaN. No call warns of it.
+# same. The partitionings raise an error for NaN. No call warns of it. An open issue of the repository is about points that
+# are NaN in all objectives alone.
 #
 # Why it matters: a run that diverged has NaN in one objective, most often. One such run of a thousand is taken as the
 # best, and one more run than a thousand turns five trade-offs into none.

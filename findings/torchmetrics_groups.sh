@@ -8,7 +8,8 @@
 #     BinaryAccuracy, thresholds .3 and .7                  .75   .75            .75   .5
 #     MulticlassAccuracy, all classes and ignore_index=0    .5    .5             .5    1
 # It does not come apart by reset(): the second epoch is wrong from its first batch on. With other first batches, or
-# compute_groups=False, the values are those of each metric alone. No call warns of it.
+# compute_groups=False, the values are those of each metric alone. No call warns of it. Issues of the repository are
+# about other metrics that are merged.
 #
 # Why it matters: ignored labels and unsure predictions are rare in a first batch, as of a sorted data set or of
 # Lightning's sanity check, and whether two columns of a table are two metrics is then decided there.
