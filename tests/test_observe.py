@@ -35,8 +35,7 @@ def pure(rule, probe, present=None):
     state = None
     for batch in batches():
         params = mf.parameters(net)
-        state = state or step.init(params, batch)
-        grads, state, info = step.update(params, batch, state)
+        grads, state, info = step.update(params, batch, state or step.init(params, batch))
         mf.assign_gradients(net, grads)
         optimizer.step()
         found.append(info.weights)
@@ -59,9 +58,8 @@ def live(rule, probe, resume=()):
         found.append(balancer.backward(losses_of(net, batch)).weights)
         optimizer.step()
         balancer = anew() if (step, True) in resume else balancer
-        with torch.no_grad():
-            told = losses_of(net, batch)
-        balancer.observe({name: told[name] for name in reversed(NAMES)})
+        told = losses_of(net, batch)
+        balancer.observe({name: told[name].detach() for name in reversed(NAMES)})
         balancer = anew() if (step, False) in resume else balancer
     return found
 
@@ -103,6 +101,8 @@ def test_without_a_call_the_second_step_says_what_is_missing():
     with pytest.raises(ValueError, match="no loss at this step for 'b'"):
         balancer.observe({"a": torch.ones(()), "c": torch.ones(())})
     balancer.observe(losses_of(net, data[0]))  # as the error says
+    with pytest.raises(ValueError, match="observe: there was no step since the last call"):
+        balancer.observe(losses_of(net, data[0]))  # whose shares in a group were used
     balancer.backward(losses_of(net, data[1]))
 
 

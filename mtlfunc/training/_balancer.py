@@ -279,7 +279,8 @@ class Balancer:
                 Other rules do without.
 
         Raises:
-            ValueError: before the first step, and for losses of other tasks, or NaN of one present.
+            ValueError: before the first step, again after the same one, and for losses of other
+                tasks, or NaN of one present.
         """
         tasks, states, loaded = self._kept
         if states is None and loaded is None:
@@ -289,6 +290,8 @@ class Balancer:
         if self._stepped is self._probe:
             return
         known = loaded or {} if states is None else flat_state(states)
+        if not bool(known.get("[0].due", True)):
+            raise ValueError("observe: there was no step since the last call; call it once a step")
         now = now.to(known.get("[0].now", now).dtype)
         whole = torch.ones_like(now)  # of their sum over the processes, every one keeps the same
         union = union_of(self._probe.group, self._leaves.params)
