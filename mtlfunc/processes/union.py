@@ -249,7 +249,7 @@ def _pieces(
     mine = torch.empty_like(parts[0])
     dist.reduce_scatter(mine, list(parts.unbind()), group=union.group)
     own = dict(zip(rows, mine.split(widths, 1), strict=True))
-    return own, back, lambda xs: {n: cut(x, shapes[n])[union.rank] for n, x in xs.items()}
+    return own, back, lambda xs: {n: cut(xs[n], shapes[n])[union.rank] for n in shapes if n in xs}
 
 
 def _as(share: Tensor | float, like: Tensor) -> Tensor:

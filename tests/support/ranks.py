@@ -100,21 +100,20 @@ def bits(found: list[Any]) -> None:
 
 
 def pure(rank: int, size: int) -> None:
-    """Every rule, for a group and a mesh: three steps as on the union; two processes in float32."""
+    """Every rule, one in a metric, for a group and a mesh: three steps as on the union; two
+    processes in float32.
+    """
     batch = tuple(x[: 8 // size * size] for x in BATCH)
     mesh = init_device_mesh("cpu", (size,))
     for dtype in (torch.float64, torch.float32)[: 4 - size]:
         params, whole = cast(PARAMS, dtype), cast(batch, dtype)
         mine = part(whole, rank, size)
         for name, rule in RULES.items():
-            wanted = run(
-                mf.descend(losses_of, rule(), probe_of(name, alone()), mf.sgd(0.1)),
-                params,
-                [whole] * 3,
-            )
+            optimizer, metric = mf.sgd(0.1, momentum=0.9), name == "mgda"
+            make = partial(mf.descend, losses_of, optimizer=optimizer, metric=metric)
+            wanted = run(make(rule(), probe_of(name, alone())), params, [whole] * 3)
             for group in (world(), mesh):
-                step = mf.descend(losses_of, rule(), probe_of(name, group), mf.sgd(0.1))
-                found = run(step, params, [mine] * 3)
+                found = run(make(rule(), probe_of(name, group)), params, [mine] * 3)
                 same(found, wanted, dtype, f"{name} {group}")
                 bits(found)
 
