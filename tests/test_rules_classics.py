@@ -195,6 +195,7 @@ def test_gradnorm_equilibria():
     n = G.diagonal().sqrt()
     equal = settle(mf.gradnorm(0.0, **more), G, losses, initial)
     near(equal, 3 / n / (1 / n).sum(), 6 * lr)
+    near(settle(mf.normalize(mf.gradnorm(0.0)), G, losses, initial), torch.ones_like(n), 1e-12)
     rate = (losses / initial) / (losses / initial).mean()
     pulled = settle(mf.gradnorm(0.5, normalize_targets=True, **more), G, losses, initial)
     near(pulled, 3 * rate**0.5 / n / (rate**0.5 / n).sum(), 6 * lr)

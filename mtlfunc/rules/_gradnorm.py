@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core import optim
 from ..core.checks import check_scalar, poison
 from ..core.transforms import values_readable
-from ..solvers.problems import or_one, root
+from ..solvers.problems import or_one, root, rounding
 from ..types import Geometry, Optimizer, Rule, Scalar, State, constructor
 from .common import gramian_of, mean_present, total_present
 from .losswise import begin, check_shape, learn, optimizer_at, require_nonnegative
@@ -103,7 +103,10 @@ def gradnorm(
         target = mean_present(norm, present) * (
             rate / mean_present(rate, present) if normalize_targets else rate
         )
-        slope = torch.sign((norm - target).detach()) * length
+        excess = (norm - target).detach()
+        noise = max(rounding(len(w), x.dtype) for x in (w, gramian)) * (norm + target)
+        # what rounding leaves of equal lengths has no sign
+        slope = torch.where(excess.abs() <= noise, 0.0, torch.sign(excess)) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)
         total = total_present(w, present, float(len(w)))
