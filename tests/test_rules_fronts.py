@@ -424,9 +424,9 @@ def test_conicgrad_of_gradients_of_unlike_lengths_has_no_unit():
 
 
 def test_conicgrad_of_a_gramian_in_half_precision_is_that_of_its_vectors():
-    rows = torch.eye(8, dtype=F64) + 0.25 * jacobian("gaussian", 8, 4)[:, :8]
-    expected = mf.aggregate(mf.conicgrad(0.2), rows)
-    for dtype in (torch.float16, torch.bfloat16):
+    for count, dtype in ((8, torch.float16), (8, torch.bfloat16), (40, torch.bfloat16)):
+        rows = jacobian("gaussian", count, 4)[:, :count] / 2 / count**0.5 + torch.eye(count)
+        expected = mf.aggregate(mf.conicgrad(0.2), rows)
         weights = mf.weights(mf.conicgrad(0.2), (rows @ rows.mT).to(dtype)).double()
         eps = torch.finfo(dtype).eps
         near(weights @ rows, expected, 0.0, 8 * eps * float(expected.norm()))

@@ -8,7 +8,7 @@ from ..core.checks import check_scalar, poison
 from ..core.operators import define, leading_shape
 from ..solvers.exact import run
 from ..solvers.face_solve import face_hull
-from ..solvers.problems import MinNorm, or_one, precision, resolution, root
+from ..solvers.problems import RESOLUTION, MinNorm, or_one, precision, resolution, root, rounding
 from ..types import Geometry, Rule, Scalar, State, constructor
 from .common import fill_absent, gramian_of, no_state, preference_if_any, reading
 
@@ -62,17 +62,21 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         moved = gramian.diagonal() != 0
         filled, restore = fill_absent(gramian, geometry.present & moved)
         p, some = preference_if_any(geometry, preference, gramian)
-        others, eps = p.where(moved, 0.0).double(), precision(len(p), gramian.dtype)
-        weights = restore(_best_in_cone(filled.double(), others, c, eps).to(gramian.dtype))
+        count, dtype, others = len(p), gramian.dtype, p.where(moved, 0.0).double()
+        eps = precision(count, dtype)
+        least = min(resolution(count, eps), rounding(count, dtype) + RESOLUTION)
+        weights = restore(_best_in_cone(filled.double(), others, c, eps, least).to(dtype))
         return poison(some * weights.where(moved, p), fill_absent(gramian, geometry.present)[0]), ()
 
     return Rule(no_state(preference), update, reading("gramian", preference=preference))
 
 
-def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
-    """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries."""
+def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float, least: float) -> Tensor:
+    """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries, and to
+    `least` times (Σ w_t‖g_t‖)² it tells wᵀG w.
+    """
     fixed = c.to(gramian).detach() if isinstance(c, Tensor) else gramian.new_full((), c)
-    inside, support = _conic_faces(gramian.detach(), p.detach(), fixed, eps)
+    inside, support = _conic_faces(gramian.detach(), p.detach(), fixed, eps, least)
     linear = gramian @ p
     mean = root(p @ linear)
     # On a face the direction is g_w + μg₀ less its part in the face: q + μq₀, with q the shortest
@@ -85,7 +89,7 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
     # cos(d, g₀) = c divides the unit vector among q₀ and what of q is orthogonal to it
     cosine = c * mean / or_one(root(square))
     size = (hull.abs() + (hull - off).abs()) @ root(gramian.diagonal())
-    resolved = height > resolution(len(p), eps) * size**2
+    resolved = height > least * size**2
     sine = torch.where(resolved & (cosine < 1), root(1 - cosine**2), 0.0)
     cosine = cosine.where(sine > 0, 1.0)
     surface = cosine / or_one(root(square)) * along + sine / or_one(root(height)) * off
@@ -93,7 +97,7 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float) -> Tensor:
 
 
 def _search(
-    gramian: Tensor, p: Tensor, c: Tensor, eps: float, look: bool | None = None
+    gramian: Tensor, p: Tensor, c: Tensor, eps: float, least: float, look: bool | None = None
 ) -> tuple[Tensor, Tensor]:
     """Whether MGDA's direction is in the cone; and its face if so, or else that of the direction on
     the cone's surface. Of one problem, or of a batch.
@@ -114,12 +118,11 @@ def _search(
     unit = or_one(n)
     cosine = (gramian / unit.unsqueeze(-1) / unit.unsqueeze(-2)).nan_to_num()
     n = n / or_one(n.amax(-1, keepdim=True))  # fourth powers of lengths follow
-    ridge = 4 * count * eps * torch.eye(count, dtype=n.dtype, device=n.device)
-    rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + ridge)[0]
+    ridge = 4 * count * eps
+    added = ridge * torch.eye(count, dtype=n.dtype, device=n.device)
+    rows = n.unsqueeze(-1) * torch.linalg.cholesky_ex(cosine + added)[0]
     mean = _sum(p, rows)
     whole = torch.linalg.vector_norm(mean, dim=-1, keepdim=True)
-    mixed = (p * n).sum(-1, keepdim=True)
-    least = resolution(count, eps) ** 0.5  # what d resolves, in units of what it is made of
 
     def at(s: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For s `[…, K]`: whether d is in the cone, and whether it is on the surface, up to
@@ -130,11 +133,13 @@ def _search(
         report, support, _ = run(MinNorm(shifted @ shifted.mT), torch.finfo(s.dtype).eps)
         w = report[..., :count]
         d = _sum(w, shifted)
-        own = (w @ n.unsqueeze(-1)).squeeze(-1)
-        size, length = torch.lerp(own, mixed, s), torch.linalg.vector_norm(d, dim=-1)
+        parts = torch.lerp(w, p.unsqueeze(-2), share.squeeze(-1)) * n.unsqueeze(-2)
+        size, length = parts.sum(-1), torch.linalg.vector_norm(d, dim=-1)
         spare = (d @ mean.unsqueeze(-1)).squeeze(-1) - c.unsqueeze(-1) * length * whole
         noise = 64 * count * torch.finfo(s.dtype).eps * size * whole
-        good = (length > least * size) & (spare >= -noise)
+        # the Gramian's own part of ‖d‖²
+        square = length.square() - ridge * parts.square().sum(-1)
+        good = (square > least * size.square()) & (spare >= -noise)
         return good, good & (spare <= noise), d, support[..., 0, :]
 
     low, high = torch.zeros_like(c).unsqueeze(-1), torch.ones_like(c).unsqueeze(-1)
@@ -188,7 +193,7 @@ def _chord(mean: Tensor, c: Tensor, outside: Tensor, within: Tensor) -> Tensor:
 
 _RANKS = (2, 1, 0)
 _conic_faces = define(
-    "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps) -> (Tensor, Tensor)",
+    "conic_faces(Tensor gramian, Tensor p, Tensor c, float eps, float least) -> (Tensor, Tensor)",
     _search,
     _RANKS,
     lambda lead, _, p, *__: (p.new_empty(lead).bool(), p.new_empty((*lead, p.shape[-1])).bool()),
