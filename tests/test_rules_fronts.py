@@ -423,13 +423,13 @@ def test_conicgrad_of_gradients_of_unlike_lengths_has_no_unit():
             near(found / unit, given, 0.0, 1e-9 * float(given.norm()), msg=f"{seed}")
 
 
-def test_conicgrad_of_a_gramian_in_half_precision_is_that_of_its_vectors():
+@pytest.mark.parametrize("rule", [mf.conicgrad(0.2), mf.nash_mtl()], ids=["conicgrad", "nash_mtl"])
+def test_the_answer_to_a_gramian_in_half_precision_is_that_to_its_vectors(rule):
     for count, dtype in ((8, torch.float16), (8, torch.bfloat16), (40, torch.bfloat16)):
         rows = jacobian("gaussian", count, 4)[:, :count] / 2 / count**0.5 + torch.eye(count)
-        expected = mf.aggregate(mf.conicgrad(0.2), rows)
-        weights = mf.weights(mf.conicgrad(0.2), (rows @ rows.mT).to(dtype)).double()
-        eps = torch.finfo(dtype).eps
-        near(weights @ rows, expected, 0.0, 8 * eps * float(expected.norm()))
+        expected = mf.aggregate(rule, rows)
+        weights = mf.weights(rule, (rows @ rows.mT).to(dtype)).double()
+        near(weights @ rows, expected, 0.0, 8 * torch.finfo(dtype).eps * float(expected.norm()))
 
 
 def test_a_cosine_of_nought_where_gradients_cancel_keeps_the_length():

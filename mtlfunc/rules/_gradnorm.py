@@ -103,9 +103,8 @@ def gradnorm(
         target = mean_present(norm, present) * (
             rate / mean_present(rate, present) if normalize_targets else rate
         )
-        excess = (norm - target).detach()
+        excess = (norm - target).detach()  # where it is what rounding leaves it has no sign
         noise = max(rounding(len(w), x.dtype) for x in (w, gramian)) * (norm + target)
-        # what rounding leaves of equal lengths has no sign
         slope = torch.where(excess.abs() <= noise, 0.0, torch.sign(excess)) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)

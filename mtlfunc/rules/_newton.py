@@ -8,6 +8,7 @@ from ..core.checks import poison
 from ..core.linear import solve_factored
 from ..core.operators import define
 from ..core.transforms import is_differentiated, values_readable
+from ..solvers.problems import precision
 
 # At most 40 for powers from 1/3 to 3: 6 do for Nash-MTL, 5 to 30 for others, and where 0 is in the
 # hull of the gradients 18 to 30, after which rounding moves the answer. All of them on a device.
@@ -38,7 +39,7 @@ def bargain(
         (weights for gradients scaled so that the longest has length 1, that length): w is weights ·
         length^(-2/(power+1)). The weights of zero rows and of zero shares are 0.
     """
-    ridge = 4 * len(gramian) * torch.finfo(gramian.dtype).eps
+    ridge = 4 * len(gramian) * precision(len(gramian), gramian.dtype)
     given, gramian, share = gramian, gramian.double(), share.double()
     diagonal = gramian.diagonal()
     real = (diagonal > 0) & (share > 0)
