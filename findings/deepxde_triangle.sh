@@ -93,7 +93,8 @@ with warnings.catch_warnings(record=True) as told:
     for name, (corners, _) in triangles.items():
         made, taken = (by_side(x, np.array(corners, float)) for x in points_of(dde.geometry.Triangle(*corners)))
         print(f"{name}, float64: made {made}, taken {taken}")
-        seen[name, "float64"] = made == taken
+        # a point within may lie as near to a side as these are counted
+        seen[name, "float64"] = all(a - 3 <= b <= a for a, b in zip(made, taken))
 told = {str(x.message) for x in told}
 print("warnings", *told, sep="\n    ")
 seen["no warning"] = not any("boundary" in x for x in told)
