@@ -466,6 +466,6 @@ def test_the_search_is_an_operator_of_torch(lead):
     rows = torch.stack([jacobian("gaussian", 3, seed) for seed in range(4)])
     rows = (rows if len(lead) == 2 else rows[: 2 if lead else 1]).reshape(*lead, 3, -1)
     p, c = torch.full((*lead, 3), 1 / 3, dtype=torch.float64), torch.tensor(0.9)
-    given = (rows @ rows.mT, p, c.double().expand(lead), 2e-16)
+    given = (rows @ rows.mT, p, c.double().expand(lead), 2e-16, 1e-14)
     checks = ("test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.mtlfunc.conic_faces, given, test_utils=checks)
