@@ -1,6 +1,7 @@
 """Which tests are run, with which examples, types (MTLFUNC_TYPES) and noise (MTLFUNC_NUDGE)."""
 
 import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from zlib import crc32
@@ -128,3 +129,11 @@ collect_ignore = ["support"]
 if os.environ.get("MTLFUNC_TYPES"):
     collect_ignore += ["test_slips.py", "test_errors.py", "test_active_set_gpu.py"]
     collect_ignore_glob = ["compiled/test_compile*"]
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

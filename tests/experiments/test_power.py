@@ -1,7 +1,6 @@
 """The second study of images: what it tries, what it can see, what it says of made-up runs."""
 
 import math
-import os
 import re
 import signal
 from typing import Any
@@ -22,7 +21,7 @@ RAISES = {power.NASH: 1.0, power.MGDA: -1.0, power.LENGTHS: 1.0}
 PEAKS = {power.NASH: -1, "uw": 6, power.MGDA: 12}
 
 
-def test_a_made_up_study(tmp_path, monkeypatch, capsys):
+def test_a_made_up_study(tmp_path, monkeypatch, capsys, interruptible):
     """It tries rates up to the best one, and finds the effects that there are and no others."""
     draw, record = np.random.default_rng(3), tuned.Record(tmp_path / "power.json", power.DESIGN)
     record.made.append("here")
@@ -96,7 +95,7 @@ def test_a_made_up_study(tmp_path, monkeypatch, capsys):
     assert power.main(call) == 0
     assert f"{len(record.runs)} runs of power.json are of other code" in capsys.readouterr().out
     for number in (signal.SIGINT, signal.SIGTERM):
-        monkeypatch.setattr(power, "performer", lambda *of, n=number: os.kill(os.getpid(), n))
+        monkeypatch.setattr(power, "performer", lambda *of, n=number: signal.raise_signal(n))
         assert power.main(call) == 128 + number
 
 

@@ -311,14 +311,6 @@ def test_what_stops_a_study_leaves_what_is_finished(stop, status, tmp_path, monk
     assert command.finish(body, tmp_path) == 0
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C as in a terminal; what a shell starts with "&" ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     (tmp_path / "cells").mkdir()
     with command.alone_in(tmp_path):
