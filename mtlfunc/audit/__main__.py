@@ -1,6 +1,7 @@
 """`python -m mtlfunc.audit module:rule`, or `--solver module:solver`: one table in a shell."""
 
 import argparse
+import ast
 import importlib
 import os
 import sys
@@ -37,14 +38,13 @@ def load(spec: str) -> Any:
     """
     module, _, expression = spec.partition(":")
     if not module or not expression:
-        such = 'mtlfunc:mgda or "mtlfunc:cagrad(0.4)"'
-        raise ValueError(f"{spec!r}: expected module:name, for instance {such}")
+        raise ValueError(f'{spec!r}: expected module:name, as mtlfunc:mgda or "mtlfunc:cagrad(1)"')
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        room, code = importlib.import_module(module), compile(expression, "<string>", "eval")
-        named = [x for x in code.co_names if hasattr(room, x)]  # also by its __getattr__
-        found = eval(code, vars(room) | {x: getattr(room, x) for x in named})
+        room, asked = importlib.import_module(module), ast.walk(ast.parse(expression.strip()))
+        named = {x.id for x in asked if isinstance(x, ast.Name) and hasattr(room, x.id)}
+        found = eval(expression, vars(room) | {x: getattr(room, x) for x in named})
         return found() if callable(found) and required_arguments(found) == 0 else found
     except Exception as error:  # whatever runs on import, or in a factory
         raise ValueError(f"{spec!r}: {describe_error(error)}") from error
