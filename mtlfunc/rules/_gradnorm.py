@@ -104,7 +104,7 @@ def gradnorm(
             rate / mean_present(rate, present) if normalize_targets else rate
         )
         excess = (norm - target).detach()  # where it is what rounding leaves it has no sign
-        noise = max(rounding(len(w), x.dtype) for x in (w, gramian)) * (norm + target)
+        noise = max(rounding(1, w.dtype), rounding(1, gramian.dtype) / 4) * (norm + target)
         slope = torch.where(excess.abs() <= noise, 0.0, torch.sign(excess)) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
         following = moved.clamp_min(floor)
