@@ -88,8 +88,8 @@ def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float, least: floa
     height = off @ gramian @ off
     # cos(d, g₀) = c divides the unit vector among q₀ and what of q is orthogonal to it
     cosine = c * mean / or_one(root(square))
-    size = (hull.abs() + (hull - off).abs()) @ root(gramian.diagonal())
-    resolved = height > least * size**2
+    sizes = torch.stack([hull.abs() + (hull - off).abs(), along.abs()]) @ root(gramian.diagonal())
+    resolved = (height > least * sizes[0] ** 2) & (square > (least - RESOLUTION) * sizes[1] ** 2)
     sine = torch.where(resolved & (cosine < 1), root(1 - cosine**2), 0.0)
     cosine = cosine.where(sine > 0, 1.0)
     surface = cosine / or_one(root(square)) * along + sine / or_one(root(height)) * off
@@ -137,8 +137,8 @@ def _search(
         size, length = parts.sum(-1), torch.linalg.vector_norm(d, dim=-1)
         spare = (d @ mean.unsqueeze(-1)).squeeze(-1) - c.unsqueeze(-1) * length * whole
         noise = 64 * count * torch.finfo(s.dtype).eps * size * whole
-        # the Gramian's own part of ‖d‖²
-        square = length.square() - ridge * parts.square().sum(-1)
+        # less what the ridge adds to ‖d‖² beyond `least`
+        square = length.square() - max(ridge - least, 0.0) * parts.square().sum(-1)
         good = (square > least * size.square()) & (spare >= -noise)
         return good, good & (spare <= noise), d, support[..., 0, :]
 
