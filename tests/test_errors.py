@@ -81,16 +81,16 @@ COUNTS = {
     "search": (lambda count: mf.pareto_mtl(search=count),),
     "graphs": (lambda count: mf.capture(PLAIN, graphs=count),),
 }
-RANGES = {  # numbers outside of a range, and who refuses them
-    (0.0, -1.0): {
+RANGES = {  # what is said of numbers outside of a range, and who refuses them
+    "> 0": ((0.0, -1.0), {
         "lr": (mf.uw, mf.imtl_l, mf.modo, mf.moco, mf.excess_mtl, mf.famo, mf.sgd, mf.adam,
             lambda lr: mf.gradnorm(1.0, lr)),
         "alpha": (mf.fairgrad,), "mu": (mf.stch,), "eta": (mf.align,),
         "floor": (lambda floor: mf.gradnorm(1.0, floor=floor),),
         "max_norm": (lambda norm: mf.nash_mtl(max_norm=norm),),
         "temperature": (partial(mf.dwa, 1),),
-    },
-    (-0.1, float("nan")): {
+    }),
+    ">= 0, got": ((-0.1, float("nan")), {
         "alpha": (mf.gradnorm,), "c": (mf.cagrad, partial(mf.solvers.cagrad, G)),
         "damping": (mf.physics.gauss_newton,), "theta": (mf.pbi,), "penalty": (mf.cosmos,),
         "decay": (lambda decay: mf.moco(decay=decay), lambda decay: mf.famo(decay=decay)),
@@ -98,14 +98,14 @@ RANGES = {  # numbers outside of a range, and who refuses them
         "lr": (lambda lr: mf.diagnostics.curvature(vector, PARAMS, BATCH, lr=lr),),
         "rho": (lambda rho: mf.modo(rho=rho),), "tau": (lambda tau: at(mf.pcd(tau=tau)),),
         "margin": (partial(mf.safe, mf.mean()),), "momentum": (partial(mf.sgd, 0.1),),
-    },
-    (1.0, -0.1): {
+    }),
+    ">= 0 and < 1": ((1.0, -0.1), {
         "beta": (mf.gradvac, lambda beta: at(mf.pcd(beta=beta))), "c": (mf.conicgrad,),
         "decay": (partial(mf.momentum, mf.mgda()),),
         "momentum": (lambda momentum: mf.sdmgrad(momentum=momentum),),
-    },
-    (0.0, 1.5): {"rate": (lambda rate: mf.moving_average(rate=rate),)},
-    (-0.1, 1.5): {"leak": (mf.graddrop,)},
+    }),
+    r"(> 0|\(0, 1\])": ((0.0, 1.5), {"rate": (lambda rate: mf.moving_average(rate=rate),)}),
+    r"\[0, 1\]": ((-0.1, 1.5), {"leak": (mf.graddrop,)}),
 }  # fmt: skip
 SOLVED = {
     "mgda": mf.mgda,
@@ -379,8 +379,8 @@ CASES = {
         for x in ([[1.0, 0.0], [0.0, 1.0]], np.eye(2))
     },
     **{
-        f"{name} of {x}, {number}": (partial(make, x), ValueError, f"^{name}: expected")
-        for numbers, named in RANGES.items()
+        f"{name} of {x}, {number}": (partial(make, x), ValueError, f"^{name}: .*{words}")
+        for words, (numbers, named) in RANGES.items()
         for name, makers in named.items()
         for number, make in enumerate(makers)
         for x in numbers
