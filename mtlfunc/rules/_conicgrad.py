@@ -64,6 +64,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
         p, some = preference_if_any(geometry, preference, gramian)
         count, dtype, others = len(p), gramian.dtype, p.where(moved, 0.0).double()
         eps = precision(count, dtype)
+        # the Gramian tells wᵀG w to within this times (Σ w_t‖g_t‖)²
         least = min(resolution(count, eps), rounding(count, dtype) + RESOLUTION)
         weights = restore(_best_in_cone(filled.double(), others, c, eps, least).to(dtype))
         return poison(some * weights.where(moved, p), fill_absent(gramian, geometry.present)[0]), ()
@@ -72,9 +73,7 @@ def conicgrad(c: Scalar = 0.5, *, preference: Float[Tensor, " task"] | None = No
 
 
 def _best_in_cone(gramian: Tensor, p: Tensor, c: Scalar, eps: float, least: float) -> Tensor:
-    """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries, and to
-    `least` times (Σ w_t‖g_t‖)² it tells wᵀG w.
-    """
+    """The weights of `conicgrad`'s direction; `eps` is the noise of the Gramian's entries."""
     fixed = c.to(gramian).detach() if isinstance(c, Tensor) else gramian.new_full((), c)
     inside, support = _conic_faces(gramian.detach(), p.detach(), fixed, eps, least)
     linear = gramian @ p

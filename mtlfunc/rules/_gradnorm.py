@@ -103,7 +103,8 @@ def gradnorm(
         target = mean_present(norm, present) * (
             rate / mean_present(rate, present) if normalize_targets else rate
         )
-        excess = (norm - target).detach()  # where it is what rounding leaves it has no sign
+        excess = (norm - target).detach()
+        # a length is off by ε/4 of the Gramian's dtype; within that the slope has no sign
         noise = max(rounding(1, w.dtype), rounding(1, gramian.dtype) / 4) * (norm + target)
         slope = torch.where(excess.abs() <= noise, 0.0, torch.sign(excess)) * length
         moved, optimizer_state = learn(move, w, slope, state.optimizer, present)
