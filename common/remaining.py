@@ -14,7 +14,7 @@ PRIOR = 0.1
 @threads(1)
 def unit(clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of a fixed piece of work on one thread, as the slowest tasks do it: small products
-    of many networks, and passes over 3 MB. Nothing is allocated: that takes twice as long or not.
+    of many networks, and passes over 3 MB. It allocates nothing, for that takes a varying time.
     """
     x, begin, count = torch.ones(768, 32, 32), clock(), 0
     product = torch.empty_like(x)
